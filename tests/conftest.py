@@ -1,0 +1,23 @@
+"""Every test: offline, one thread, a learner's folder of its own, and shapes checked at run time."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+for name, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false"}.items():
+    os.environ[name] = value
+for name in ("LLMCOURSE_STANDIN", "LLMCOURSE_STRICT", "LLMCOURSE_GPU", "LLMCOURSE_WHEEL"):
+    os.environ.pop(name, None)
+
+# Before anything of llmcourse is imported: from here on `Float[Tensor, "batch seq"]` in a signature is a promise that is checked.
+jaxtyping.install_import_hook("llmcourse", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def learner_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LLMCOURSE_HOME: no test reads or writes the progress of whoever runs it."""
+    home = tmp_path / "llmcourse-home"
+    monkeypatch.setenv("LLMCOURSE_HOME", str(home))
+    return home
