@@ -176,7 +176,8 @@ class Progress:
             with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
                 return action()
         except (OSError, RuntimeError, Timeout, ProgressError) as error:
-            self._note("Progress is not being saved", f"{error}\nEverything else works. Set `LLMCOURSE_HOME` to a folder you can write.")
+            advice = "Everything else works. Set `LLMCOURSE_HOME` to a folder you can write."
+            self._note("Progress is not being saved", f"{error}\n{advice}")
             return default
 
     def _load(self) -> Records:
@@ -214,7 +215,8 @@ class _NewerVersion(ProgressError):
 
 def _write(path: Path, records: Records, learner: str | None = None) -> None:
     """Replace `path` in one step, so that a crash leaves either the old file or the new one."""
-    content = {"version": VERSION, "learner": learner, "exercises": {id: asdict(record) for id, record in sorted(records.items())}}
+    exercises = {id: asdict(record) for id, record in sorted(records.items())}
+    content = {"version": VERSION, "learner": learner, "exercises": exercises}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with open(handle, "w", encoding="utf-8") as file:
@@ -235,11 +237,12 @@ def _read(path: Path) -> tuple[str | None, Records]:
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ProgressError(f"{path.name} has {size:,} bytes, more than the {MAX_BYTES:,} a progress file can have; it is not one")
+        raise ProgressError(f"{path.name} has {size:,} bytes, more than the {MAX_BYTES:,} of a progress file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ProgressError(f"{path.name} is not valid JSON ({error}); export it again with `llmcourse progress export`") from None
+        why = f"{path.name} is not valid JSON ({error}); export it again with `llmcourse progress export`"
+        raise ProgressError(why) from None
     if not isinstance(content, dict) or not isinstance(content.get("exercises"), dict):
         raise ProgressError(f'{path.name} is not a progress file: it has no "exercises"')
     _check_version(path, content.get("version"))
@@ -248,7 +251,7 @@ def _read(path: Path) -> tuple[str | None, Records]:
 
 def _check_version(path: Path, version: object) -> None:
     if type(version) is int and version > VERSION:
-        raise _NewerVersion(f"{path.name} was written by a newer llmcourse (file version {version}, here {VERSION}); upgrade llmcourse")
+        raise _NewerVersion(f"{path.name} was written by a newer llmcourse (file version {version}, here {VERSION}); upgrade it")
     if type(version) is not int or version != VERSION:
         raise ProgressError(f"{path.name} has file version {str(version)[:20]!r}; this llmcourse reads version {VERSION}")
 
@@ -263,9 +266,9 @@ def _records(path: Path, exercises: dict[str, object]) -> Records:
     if len(exercises) > MAX_EXERCISES:
         raise ProgressError(f"{path.name} lists {len(exercises):,} exercises, more than the {MAX_EXERCISES:,} allowed")
     for id, entry in exercises.items():
-        if not ID.fullmatch(id) or not isinstance(entry, dict) or (wrong := _wrong_field(entry)):
-            what = wrong if ID.fullmatch(id) and isinstance(entry, dict) else "not an exercise's entry"
-            raise ProgressError(f"{path.name}: {id[:60]!r}: {what}")
+        fits = ID.fullmatch(id) and isinstance(entry, dict)
+        if problem := _wrong_field(entry) if fits else "is not an exercise's entry":
+            raise ProgressError(f"{path.name}: {id[:60]!r}: {problem}")
     return {id: Record(**entry) for id, entry in exercises.items()}
 
 

@@ -241,7 +241,7 @@ class World:
         """The people a model trained on this town should know well."""
         return self.people[:FAMOUS]
 
-    def document(self, kind: str, index: int, split: Split = "train", size: int | None = None) -> str:
+    def document(self, kind: str, index: int, split: str = "train", size: int | None = None) -> str:
         """Document number `index` of one kind: its text and its questions with their answers, ending in a newline.
 
         `size` sets the difficulty where the kind has one (people in a context, steps of a sum, words in a list).
@@ -250,7 +250,7 @@ class World:
         item = self._item(kind, index, split, size)
         return item.text + "".join(q.prompt + q.completion for q in item.questions)
 
-    def question(self, kind: str, index: int, split: Split = "test", size: int | None = None) -> Question:
+    def question(self, kind: str, index: int, split: str = "test", size: int | None = None) -> Question:
         """Question number `index` of one kind, its prompt holding all that is needed. Raises ValueError as `document` does."""
         item = self._item(kind, index, split, size)
         if not item.questions:
@@ -259,7 +259,7 @@ class World:
         first = item.questions[0]
         return Question(prompt=item.text + first.prompt, answer=first.answer, work=first.work)
 
-    def documents(self, kind: str | None = None, split: Split = "train", start: int = 0) -> Iterator[str]:
+    def documents(self, kind: str | None = None, split: str = "train", start: int = 0) -> Iterator[str]:
         """Documents without end, from number `start`; all kinds in turn when none is named."""
         kinds = [kind] if kind else list(KINDS)
         number = start
@@ -267,12 +267,12 @@ class World:
             yield self.document(kinds[number % len(kinds)], number, split)
             number += 1
 
-    def facts_about(self, entity: Entity, split: Split = "test") -> list[Question]:
+    def facts_about(self, entity: Entity, split: str = "test") -> list[Question]:
         """Closed-book questions about one entity whose wording belongs to `split`."""
         asked = [_ask(entity, relation, wording) for relation in entity.facts for wording in RELATIONS[relation].questions]
         return [question for question in asked if split_of(question.prompt) == split]
 
-    def _item(self, kind: str, index: int, split: Split, size: int | None) -> Item:
+    def _item(self, kind: str, index: int, split: str, size: int | None) -> Item:
         if kind not in KINDS:
             raise ValueError(f'unknown kind of text "{kind}"; choose one of {", ".join(KINDS)}')
         if split not in INVENTED:
@@ -367,7 +367,7 @@ def _news(world: World, rng: Random, split: Split, size: int) -> Item:
     event, person = _known(rng, world.events), _known(rng, world.people)
     slots = person.facts | {"person": person.name, "place": rng.choice(_words(PLACES)), "n": str(rng.randint(2, 90))}
     rest = [rng.choice(_words(choices)).format(**slots) for choices in NEWS]
-    report = [_describe(rng, event, ["date"], pronouns=0), rng.choice(_words(WEATHER)), *rest]
+    report = [_describe(rng, event, ["date"], pronouns=0.0), rng.choice(_words(WEATHER)), *rest]
     return Item(f"{TOWN} News, {event.facts['date']}. " + " ".join(report) + "\n")
 
 

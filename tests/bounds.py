@@ -32,8 +32,9 @@ def requirements(extras: Iterable[str] = (), root: Path = ROOT) -> list[str]:
 
 
 def oldest(extras: Iterable[str] = (), keep: Mapping[str, str] | None = None, root: Path = ROOT) -> list[str]:
-    """Return `name==lower` for each requirement; `keep` pins a name to another version instead (`{"torch": "2.13.0"}`).
+    """Return `name==lower` for each requirement, the highest bound where several name it.
 
+    `keep` pins a name to another version instead (`{"torch": "2.13.0"}`).
     Raises ValueError for a requirement without a lower bound: the course promises one for each.
     """
     pins = {}
@@ -41,9 +42,13 @@ def oldest(extras: Iterable[str] = (), keep: Mapping[str, str] | None = None, ro
         bound = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*>=\s*([0-9][^,;\s]*)", line)
         if bound is None:
             raise ValueError(f"requirement {line!r} in pyproject.toml has no lower bound; write it as name>=version")
-        pins[bound[1]] = bound[2]
+        pins[bound[1]] = max(pins.get(bound[1], bound[2]), bound[2], key=_order)
     pins |= dict(keep or {})
     return [f"{name}=={version}" for name, version in sorted(pins.items())]
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def main() -> None:

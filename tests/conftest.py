@@ -6,8 +6,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-for name, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false"}.items():
-    os.environ[name] = value
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
 for name in ("LLMCOURSE_STANDIN", "LLMCOURSE_STRICT", "LLMCOURSE_GPU", "LLMCOURSE_WHEEL"):
     os.environ.pop(name, None)
 

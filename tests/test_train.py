@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -12,13 +13,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from llmcourse import train
-from llmcourse.train import CheckpointError, TrainConfig, TrainingDiverged, fit, lr_multiplier
+from llmcourse.train import CheckpointError, TrainConfig, TrainingDiverged, checkpoints, fit, lr_multiplier
 
 
 class Tiny(nn.Module):
@@ -49,6 +51,12 @@ def batch(i: int, rows: int = 4) -> dict[str, torch.Tensor]:
 
 def config(**changes: object) -> TrainConfig:
     return TrainConfig(**({"steps": 12, "lr": 1e-2, "bar": False} | changes))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the run-time type checker: it would speak before our own message, and it draws from Python's generator."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def names(directory: Path) -> list[str]:
@@ -115,7 +123,7 @@ def test_schedules_without_warmup_equal_transformers():
         ({"lr": 0.0}, "lr is 0.0"),
     ],
 )
-def test_impossible_config_is_refused_with_what_is_allowed(wrong, message):
+def test_impossible_config_is_refused_with_what_is_allowed(wrong, message, unchecked):
     with pytest.raises(ValueError, match=message):
         config(**wrong)
 
@@ -247,7 +255,7 @@ def test_evaluation_runs_in_eval_mode_without_gradients_at_its_steps():
     assert history.evaluations == [{"step": s, "score": s / 2} for s in (5, 10, 12)]
 
 
-def test_evaluation_does_not_disturb_any_random_number_of_the_run():
+def test_evaluation_does_not_disturb_any_random_number_of_the_run(unchecked):
     drawn = []
 
     def draw(i):
@@ -327,7 +335,7 @@ def test_resumed_run_is_bit_identical_to_the_unbroken_one(tmp_path, precision):
     assert resumed.head.weight is resumed.embedding.weight
 
 
-def test_resuming_restores_every_random_generator(tmp_path):
+def test_resuming_restores_every_random_generator(tmp_path, unchecked):
     drawn = {}
 
     def draw(i, stop=None):
@@ -355,6 +363,28 @@ def test_resumed_optimizers_of_other_kinds_are_exact_too(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fit(tiny(), stop_at(7), run, optimizer=two, directory=tmp_path)
     assert fit(tiny(), batch, run, optimizer=two, directory=tmp_path).losses == expected.losses
+
+
+def test_loss_scale_goes_on_from_where_it_was(tmp_path):
+    def state(name):
+        path = tmp_path / name / "step-00000012" / "state.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))["dict"])
+
+    run = config(checkpoint_every=5, precision="float16")
+    fit(tiny(), batch, run, directory=tmp_path / "whole")
+    with pytest.raises(ZeroDivisionError):
+        fit(tiny(), stop_at(7), run, directory=tmp_path / "broken")
+    fit(tiny(), batch, run, directory=tmp_path / "broken")
+    assert state("whole")["scaler"] == state("broken")["scaler"]
+
+
+def test_tensors_that_share_memory_are_saved_apart():
+    from safetensors.torch import load, save
+
+    base = torch.arange(6.0)
+    tensors = {"all": base, "part": base[2:4], "turned": base.view(2, 3).T}
+    back = load(save(checkpoints._separate(tensors)))
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
 
 KILLED = """
@@ -400,10 +430,10 @@ def test_death_inside_a_save_leaves_the_previous_checkpoint(tmp_path, monkeypatc
         calls.append(args)
         raise Death
 
-    original = getattr(train, moment)
+    original = getattr(checkpoints, moment)
     # The checksums of the resumed checkpoint are read first: let these through.
     alive = 3 if moment == "_sha256" else 0
-    monkeypatch.setattr(train, moment, lambda *a: original(*a) if calls.append(a) or len(calls) <= alive else die(*a))
+    monkeypatch.setattr(checkpoints, moment, lambda *a: original(*a) if calls.append(a) or len(calls) <= alive else die(*a))
     with pytest.raises(Death):
         fit(tiny(), batch, run, directory=tmp_path)
     monkeypatch.undo()
@@ -433,7 +463,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, fil
         history = fit(tiny(), batch, config(checkpoint_every=6), directory=tmp_path)
     assert history.losses == fit(tiny(), batch, config()).losses
     assert names(tmp_path) == ["step-00000006", "step-00000012"]
-    assert train._damage(tmp_path / "step-00000012") is None
+    assert checkpoints._damage(tmp_path / "step-00000012") is None
 
 
 def test_damaged_newer_checkpoints_do_not_push_out_the_good_ones(tmp_path):
@@ -535,7 +565,7 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):
 def test_packed_state_comes_back_with_its_types():
     state = {0: (1, [2.5, None]), "t": torch.arange(3), "inner": {"flag": True, "name": "x"}}
     tensors = {}
-    back = train._unpack(train._pack(state, tensors, ""), tensors)
+    back = checkpoints._unpack(checkpoints._pack(state, tensors, ""), tensors)
     assert torch.equal(back.pop("t"), state.pop("t"))
     assert back == state
     assert isinstance(back[0], tuple)
@@ -543,7 +573,7 @@ def test_packed_state_comes_back_with_its_types():
 
 def test_object_that_is_neither_tensor_nor_json_is_refused_by_name():
     with pytest.raises(TypeError, match=r"cannot save state.hook: a object"):
-        train._pack({"hook": object()}, {}, "state")
+        checkpoints._pack({"hook": object()}, {}, "state")
 
 
 # ------------------------------------------------------------------------------------------------ full disk, Ctrl-C
@@ -571,7 +601,7 @@ def test_full_disk_while_writing_the_state_stops_the_same_way(tmp_path, monkeypa
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.json, "dumps", full)
+    monkeypatch.setattr(checkpoints.json, "dumps", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*no earlier checkpoint exists"):
         fit(tiny(), batch, config(), directory=tmp_path)
     assert names(tmp_path) == []

@@ -3,7 +3,7 @@
     pyproject.toml [project.urls] Repository, version ──► Colab badges · install cells · README's clone and CI addresses
 
 Does:     rewrites README.md, CONTRIBUTING.md and the notebooks after the address or the version has changed; a fork runs it once.
-Leaves out: other links inside notebooks, which belong to their fingerprint; hosts other than github.com, as Colab opens only those.
+Leaves out: other links inside notebooks (part of their fingerprint); hosts other than github.com (Colab opens only those).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["NotFoundError", "checkout", "find", "nearest", "notebooks"]
+__all__ = ["NotFoundError", "checkout", "find", "find_all", "nearest", "notebooks"]
 
 
 class NotFoundError(LookupError):
@@ -52,6 +52,18 @@ def find(name: str, folder: Path) -> Path:
         if stem in (notebook.stem, topic) or (stem.isdecimal() and int(stem) == int(number)):
             return notebook
     raise NotFoundError(f"no notebook {name!r} in {folder}{nearest(stem, [file.stem for file in notebooks(folder)])}")
+
+
+def find_all(names: Iterable[str]) -> list[Path]:
+    """Return the notebook each name means (see `find`), or every notebook of the course when there are no names.
+
+    Raises NotFoundError; a path that exists needs no checkout.
+    """
+    names = list(names)
+    if names and all(Path(name).is_file() for name in names):
+        return [Path(name) for name in names]
+    folder = checkout() / "notebooks"
+    return [find(name, folder) for name in names] or notebooks(folder)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

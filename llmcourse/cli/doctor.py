@@ -186,9 +186,11 @@ def _disk() -> Iterator[Finding]:
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
-        yield Finding("warning", "disk", f"{existing} cannot be written: progress will be lost", "set LLMCOURSE_HOME to a folder of yours")
+        fix = "set LLMCOURSE_HOME to a folder of yours"
+        yield Finding("warning", "disk", f"{existing} cannot be written: progress will be lost", fix)
     elif free < 2 * GIB:
-        yield Finding("warning", "disk", f"{free / GIB:.1f} GiB free; real models need 1 to 20 GiB", "free some, or skip the GPU cells")
+        found = f"{free / GIB:.1f} GiB free; real models need 1 to 20 GiB"
+        yield Finding("warning", "disk", found, "free some, or skip the GPU cells")
     else:
         yield Finding("ok", "disk", f"{free / GIB:.0f} GiB free")
 
@@ -230,7 +232,8 @@ def _jupyter() -> Iterator[Finding]:
     if "google.colab" in sys.modules or os.environ.get("COLAB_RELEASE_TAG"):
         yield Finding("ok", "Jupyter", "Google Colab")
     elif importlib.util.find_spec("jupyterlab") is None:
-        yield Finding("idle", "Jupyter", "JupyterLab is not installed here", 'pip install "llmcourse[lab]", or use VS Code or Colab')
+        fix = 'pip install "llmcourse[lab]", or use VS Code or Colab'
+        yield Finding("idle", "Jupyter", "JupyterLab is not installed here", fix)
     elif importlib.util.find_spec("jupyterlab_widgets") is None:
         fix = "pip install --force-reinstall ipywidgets jupyterlab_widgets"
         yield Finding("warning", "widgets", "JupyterLab lacks the widgets' extension: sliders stay static pictures", fix)

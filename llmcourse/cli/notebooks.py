@@ -172,7 +172,7 @@ def _kernel(path: Path, nb: NotebookNode, env: dict[str, str], python: str, time
     with ExitStack() as stack:
         try:
             stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env, cwd=str(path.parent)))
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise NotebookError(path, 0, "", type(error).__name__, str(error)) from error
         yield client
 

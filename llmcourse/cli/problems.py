@@ -5,7 +5,7 @@ Leaves out: whether the cells run (nbval executes them in CI) and whether claims
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def _texts(nb: NotebookNode) -> Iterator[tuple[str, str]]:
             yield from ((name, text) for text in texts)
 
 
-def _readable(data: NotebookNode) -> Iterator[str]:
+def _readable(data: Mapping[str, str]) -> Iterator[str]:
     """The texts of a mime bundle without embedded pictures, whose base64 spells anything by chance."""
     for mime, text in data.items():
         if mime.startswith("text/"):

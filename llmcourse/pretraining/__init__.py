@@ -1,1 +1,1 @@
-"""Making the embedded models: tokenizer, texts in order of difficulty, one training run, a model card."""
+"""Pre-training: how the embedded models are made (tokenizer, mixture of texts, recipe) and what they can do (skills)."""

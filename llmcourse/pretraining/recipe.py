@@ -14,11 +14,11 @@ Source:   Touvron et al. 2023 (Llama); Jordan 2024 (Muon); Olsson et al. 2022 (c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -30,7 +30,7 @@ from llmcourse.world import KINDS, World
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["RECIPE", "Mixture", "Recipe", "Stage", "build_model", "build_tokenizer", "optimizers"]
+__all__ = ["RECIPES", "Mixture", "Recipe", "Stage", "build_model", "build_tokenizer", "optimizers"]
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -57,6 +57,8 @@ class Stage:
 class Recipe:
     """Everything that decides the weights, apart from the world itself."""
 
+    SHAPE: ClassVar = ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width", "context")
+
     steps: int
     stages: tuple[Stage, ...]
     seed: int = 0
@@ -69,6 +71,12 @@ class Recipe:
     context: int = 512
     muon_lr: float = 0.02
     adamw_lr: float = 3e-3
+
+    def lasting(self, steps: int | None) -> Recipe:
+        """The same recipe over another number of steps; None keeps its own. Raises ValueError below 1."""
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps is {steps}; choose 1 or more (the recipe has {self.steps})")
+        return self if steps is None else replace(self, steps=steps)
 
     def train_config(self) -> TrainConfig:
         """The settings of `llmcourse.train.fit`."""
@@ -84,7 +92,7 @@ class Recipe:
         )
 
 
-RECIPE = Recipe(
+TINY_GPT = Recipe(
     steps=7500,
     stages=(
         Stage(
@@ -116,9 +124,10 @@ RECIPE = Recipe(
         ),
     ),
 )  # fmt: skip
+RECIPES = {"tiny-gpt": TINY_GPT}
 
 
-def build_tokenizer(world: World, vocab_size: int, documents: int = 6000) -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World, recipe: Recipe, documents: int = 6000) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer learnt from the town's text: digits stand alone, every encoding begins with <|bos|>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -128,7 +137,7 @@ def build_tokenizer(world: World, vocab_size: int, documents: int = 6000) -> Pre
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=recipe.vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -142,6 +151,7 @@ def build_tokenizer(world: World, vocab_size: int, documents: int = 6000) -> Pre
         eos_token="<|eos|>",
         additional_special_tokens=list(SPECIAL_TOKENS[3:]),
         chat_template=CHAT_TEMPLATE,
+        model_max_length=recipe.context,
         padding_side="left",
     )
 

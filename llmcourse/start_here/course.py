@@ -43,16 +43,17 @@ NOTEBOOKS = (
 
 def course_map() -> None:
     """Show every notebook with the exercises this learner has solved."""
-    from .. import exercise, show
+    from .. import show
+    from ..exercise import Progress
 
-    states = exercise.Progress().states()
+    states = {id: record.state for id, record in Progress().read().items()}
     show.table([_row(notebook, states) for notebook in NOTEBOOKS], caption="The course, and how far you are")
 
 
 def _row(notebook: Notebook, states: dict[str, str]) -> dict[str, str]:
-    from .. import exercise
+    from ..exercise import all_exercises
 
-    ids = [item.id for item in exercise.all_exercises(notebook.topic)] if notebook.ready else []
+    ids = [item.id for item in all_exercises(notebook.topic)] if notebook.ready else []
     solved = sum(states.get(id) == "solved" for id in ids)
     done = f"{'●' * solved}{'○' * (len(ids) - solved)} {solved} of {len(ids)}" if ids else "planned"
     return {"notebook": notebook.stem, "about": notebook.about, "exercises solved": done}

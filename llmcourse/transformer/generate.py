@@ -107,7 +107,7 @@ def _check(
     for fine, problem in limits:
         if not fine:
             raise ValueError(problem)
-    model.check(ids, attention_mask, None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp_min(0))
+    model.check(ids, attention_mask, positions=torch.zeros_like(ids))  # the true positions are checked below, new tokens included
     if attention_mask is not None and not attention_mask[:, -1].all():
         raise ValueError("attention_mask ends in padding, but generation continues the last column; pad on the left")
     longest = ids.shape[1] if attention_mask is None else int(attention_mask.bool().sum(1).max())

@@ -78,7 +78,10 @@ def _rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tens
 class _Reader:
     """A config that remembers which of its fields were read."""
 
-    NO_EFFECT = re.compile(r"initializer_range|use_cache|(bos|eos|pad)_token_id|summary_\w+|_attn_implementation\w*")
+    NO_EFFECT = re.compile(  # on the logits, that is; the last three stand in published Llama checkpoints
+        r"initializer_range|use_cache|(bos|eos|pad)_token_id|summary_\w+|_attn_implementation\w*"
+        r"|torch_dtype|is_llama_config|transformers\.js_config"
+    )
 
     def __init__(self, config: Any) -> None:
         self.config, self.read = config, set()
@@ -123,10 +126,10 @@ def _llama(c: Any) -> Config:
     return Config(
         vocab_size=c.vocab_size, d_model=c.hidden_size, n_layers=c.num_hidden_layers, d_ff=c.intermediate_size,
         n_heads=c.num_attention_heads, n_kv_heads=c.num_key_value_heads, d_head=c.head_dim,
-        max_positions=c.max_position_embeddings, positions="rope", rope_base=c.rope_parameters["rope_theta"],
+        max_positions=c.max_position_embeddings, positions="rope", rope_base=float(c.rope_parameters["rope_theta"]),
         rope_scaling=_rope_scaling(c.rope_parameters), norm="rms", norm_eps=c.rms_norm_eps, gated=True,
         activation=_activation(c.hidden_act), attention_bias=c.attention_bias, mlp_bias=c.mlp_bias,
-        tied=c.tie_word_embeddings, attention_dropout=c.attention_dropout,
+        tied=c.tie_word_embeddings, attention_dropout=float(c.attention_dropout),
     )  # fmt: skip
 
 
@@ -137,7 +140,8 @@ def _gpt2(c: Any) -> Config:
         vocab_size=c.vocab_size, d_model=c.n_embd, n_layers=c.n_layer, n_heads=c.n_head, d_ff=c.n_inner or 4 * c.n_embd,
         max_positions=c.n_positions, positions="learned", norm="layer", norm_eps=c.layer_norm_epsilon, gated=False,
         activation=_activation(c.activation_function), attention_scale=None if c.scale_attn_weights else 1.0,
-        attention_bias=True, mlp_bias=True, tied=c.tie_word_embeddings, dropout=c.resid_pdrop, attention_dropout=c.attn_pdrop,
+        attention_bias=True, mlp_bias=True, tied=c.tie_word_embeddings,
+        dropout=float(c.resid_pdrop), attention_dropout=float(c.attn_pdrop),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ Source:   Radford et al. 2019 §2.3 (GPT-2); Touvron et al. 2023 §2.2 (Llama); 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +34,11 @@ NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A decoder's shape. The defaults are Llama's choices; `n_kv_heads` and `d_head` follow from `n_heads` unless given."""
+    """A decoder's shape. The defaults are Llama's choices; `n_kv_heads` and `d_head` follow from `n_heads` unless given.
+
+    positions: rope or learned; norm: rms or layer; activation: relu, silu, gelu or gelu_tanh; window: how many places attention
+    reaches back, itself included (None: all).
+    """
 
     vocab_size: int
     d_model: int
@@ -44,13 +48,13 @@ class Config:
     max_positions: int
     n_kv_heads: int | None = None
     d_head: int | None = None
-    positions: Literal["rope", "learned"] = "rope"
+    positions: str = "rope"
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     window: int | None = None
     attention_scale: float | None = None
     attention_bias: bool = False
-    norm: Literal["rms", "layer"] = "rms"
+    norm: str = "rms"
     norm_eps: float = 1e-6
     pre_norm: bool = True
     activation: str = "silu"
@@ -123,12 +127,12 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for name, weight in self.named_parameters():
-            if weight.ndim == 2:
-                into_stream = name.endswith(("attention.o.weight", "mlp.down.weight"))
-                nn.init.normal_(weight, std=0.02 / (2 * self.config.n_layers) ** 0.5 if into_stream else 0.02)
-            elif name.endswith(("q.bias", "k.bias", "v.bias", "o.bias", "up.bias", "gate.bias", "down.bias")):
-                nn.init.zeros_(weight)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                into_stream = name.endswith(("attention.o", "mlp.down"))
+                nn.init.normal_(module.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5 if into_stream else 0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
         self.tie()
 
     def tie(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from llmcourse.cli import address
+from llmcourse.cli.address import badge, install_cell
 from llmcourse.cli.notebooks import execute, source_hash
 
 FIGURE = """\
@@ -25,8 +25,8 @@ def code(source: str, *tags: str, **metadata: object) -> NotebookNode:
 
 def good_cells(stem: str) -> list[NotebookNode]:
     return [
-        new_markdown_cell(f"# A good notebook\n{address.badge(stem)}"),
-        code(address.install_cell(stem), "install"),
+        new_markdown_cell(f"# A good notebook\n{badge(stem)}"),
+        code(install_cell(stem), "install"),
         code("answer = 6 * 7\nanswer", "nbval-check-output"),
         code(FIGURE),
         code("raise SystemError('needs a person')", "nbval-skip", reason="needs a person"),

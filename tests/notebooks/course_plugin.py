@@ -1,8 +1,8 @@
 """pytest plugin: nbval plus what it lets pass.
 
-Adds to each notebook: an item `clean` (`problems` finds nothing), an item `claims` (fresh claims agree with the stored ones), an
-item `budget` (peak memory). Makes a cell that runs out of time fail even when it swallows the interrupt, and a dead kernel fail at
-once instead of after the time-out.
+Adds to each notebook: an item `clean` (`problems` finds nothing), an item `claims` (fresh claims agree with the stored ones),
+an item `budget` (peak memory). Makes a cell that runs out of time fail even when it swallows the interrupt, and a dead kernel
+fail at once instead of after the time-out.
 """
 
 import os

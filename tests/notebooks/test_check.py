@@ -24,9 +24,15 @@ BROKEN = {
     "timeout": ("import time\ntime.sleep(60)", "Timeout"),
     "swallowed_timeout": (SWALLOW, "Timeout"),
     "dead": ("import os\nos._exit(1)", "kernel died"),
-    "network": ("import urllib.request as u\ntry:\n    u.urlopen('https://example.org')\nexcept OSError:\n    pass", "NetworkError"),
-    "command_network": ("!{__import__('sys').executable} -c \"import urllib.request as u; u.urlopen('http://192.0.2.1')\"", "Called"),
-    "other_output": ("print(41)", "disagrees"),
+    "network": (
+        "import urllib.request as u\ntry:\n    u.urlopen('https://example.org')\nexcept OSError:\n    pass",
+        "NetworkError",
+    ),
+    "command_network": (
+        "!{__import__('sys').executable} -c \"import urllib.request as u; u.urlopen('http://192.0.2.1')\"",
+        "Called",
+    ),
+    "other_output": ("print(41)", "outputs differ"),
 }
 
 

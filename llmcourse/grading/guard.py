@@ -80,10 +80,13 @@ def call(
     return Outcome(value, failure, str(printed), args, kwargs)
 
 
+_HERE = call.__code__.co_filename  # as frames name this file
+
+
 def code_of(fn: Callable) -> CodeType | None:
     """The code object behind a function, a wrapped function or a callable object; None for builtins."""
     inner = inspect.unwrap(fn)
-    return getattr(inner, "__code__", None) or getattr(getattr(type(inner), "__call__", None), "__code__", None)
+    return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 
 # ---- state that must survive ------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ class _Deadline:
             raise TimeUp(self)
 
     def _on_call(self, frame: FrameType, event: str, arg: object) -> Callable | None:
-        if frame.f_code.co_filename == __file__:
+        if frame.f_code.co_filename == _HERE:
             return None
         self._check()
         # Line events cost time: only the learner's own code pays it.
@@ -242,7 +245,7 @@ def _where(error: BaseException, folder: str) -> str:
     place, trace = "", error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        if _folder(code) == folder and code.co_filename != __file__:
+        if _folder(code) == folder and code.co_filename != _HERE:
             line = linecache.getline(code.co_filename, trace.tb_lineno).strip()
             place = f"line {trace.tb_lineno}" + (f": `{line}`" if line else "")
         trace = trace.tb_next

@@ -1,0 +1,1 @@
+"""Races against the library each package is proven equal to: `python -m benchmarks [NAME…]`."""

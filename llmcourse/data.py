@@ -1,0 +1,372 @@
+"""Data sets by name: those made from the invented town, always there, and the real ones on the hub, behind one `load`.
+
+    data.load("town-reviews", "test")                embedded: made on the spot from the town's seed
+    data.load("fancyzhx/ag_news")                    from the hub, parquet only, at the revision in pins.json
+    data.load("cardiffnlp/tweet_eval:irony")         a configuration follows the colon
+
+Does:     every set is a `datasets.Dataset` with class names; the splits of an embedded set share no text. With
+          LLMCOURSE_STANDIN=1 a hub name gives a small twin from the town with the same columns, types and class names.
+Leaves out: streaming, data sets that need a script or an account.
+Source:   the data-set cards on huggingface.co.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count, islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcourse.world import KINDS, World, split_of
+from llmcourse.zoo import Offline, revision_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+__all__ = ["EMBEDDED", "HUB", "EmbeddedSet", "HubSet", "Offline", "catalogue", "hub_names", "load"]
+
+Row = dict[str, Any]
+SPLITS = ("train", "validation", "test")
+
+
+# ---------------------------------------------------------------------------------------------------------------- catalogue
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSet:
+    """A set made from the town. `rows(world, split)` yields its rows; two rows are the same if their `key` columns are."""
+
+    rows: Callable[[World, str], Iterator[Row]]
+    key: str
+    columns: tuple[str, ...]
+    sizes: tuple[int, int, int]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSet:
+    """A set of the hub.
+
+    files: the parquet files of a split. twin: what the stand-in writes for each label, a kind of the town's text or a feeling.
+    converted: the repository holds a script; its rows are in the hub's own parquet conversion.
+    """
+
+    files: str
+    text: str
+    labels: tuple[str, ...]
+    twin: tuple[str, ...]
+    splits: tuple[str, ...]
+    licence: str
+    embedded: str
+    converted: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return self.text, "label"
+
+
+def _towns_texts(world: World, split: str) -> Iterator[Row]:
+    kinds = list(KINDS)
+    for i in count():
+        kind = kinds[i % len(kinds)]
+        text = world.document(kind, i, split)
+        if split_of(text) == split:  # two splits may tell the same short story; its checksum decides whose it is
+            yield {"text": text, "kind": kind}
+
+
+def _towns_questions(world: World, split: str) -> Iterator[Row]:
+    for entity in [*world.people, *world.wares, *world.events]:
+        for question in world.facts_about(entity, split):
+            yield {"prompt": question.prompt, "answer": question.answer, "about": entity.name}
+
+
+def _towns_contexts(world: World, split: str) -> Iterator[Row]:
+    for i in count():
+        question = world.question("context", i, split, size=1 + i % 3)
+        yield {"prompt": question.prompt, "answer": question.answer, "people": 1 + i % 3}
+
+
+def _towns_sums(world: World, split: str) -> Iterator[Row]:
+    for i in count():
+        question = world.question("sum-steps", i, split, size=2 + i % 3)
+        problem = question.prompt.removeprefix("Question: ").removesuffix("\nSteps:")
+        yield {"question": problem, "steps": question.work, "answer": question.answer, "operations": 2 + i % 3}
+
+
+def _towns_reviews(world: World, split: str) -> Iterator[Row]:
+    for i in count():
+        question = world.question("review", i, split, size=1)
+        yield {"text": question.prompt.removeprefix("Review: ").removesuffix("\nFeeling:"), "label": question.answer}
+
+
+EMBEDDED: dict[str, EmbeddedSet] = {
+    "town": EmbeddedSet(rows=_towns_texts, key="text", columns=("text", "kind"), sizes=(4000, 400, 400)),
+    "town-questions": EmbeddedSet(
+        rows=_towns_questions, key="prompt", columns=("prompt", "answer", "about"), sizes=(4000, 400, 400)
+    ),
+    "town-contexts": EmbeddedSet(
+        rows=_towns_contexts, key="prompt", columns=("prompt", "answer", "people"), sizes=(2000, 300, 300)
+    ),
+    "town-sums": EmbeddedSet(
+        rows=_towns_sums, key="question", columns=("question", "steps", "answer", "operations"), sizes=(2000, 300, 300)
+    ),
+    "town-reviews": EmbeddedSet(
+        rows=_towns_reviews, key="text", columns=("text", "label"), sizes=(2000, 300, 300), labels=("negative", "positive")
+    ),
+}
+
+FEELINGS = ("negative", "neutral", "positive")
+STANCES = ("abortion", "atheism", "climate", "feminist", "hillary")
+
+HUB: dict[str, HubSet] = {
+    "fancyzhx/ag_news": HubSet(
+        files="data/{split}-*.parquet",
+        text="text",
+        labels=("World", "Sports", "Business", "Sci/Tech"),
+        twin=("news", "story", "price", "biography"),
+        splits=("train", "test"),
+        licence="unknown",
+        embedded="town",
+    ),
+    "stanfordnlp/imdb": HubSet(
+        files="plain_text/{split}-*.parquet",
+        text="text",
+        labels=("neg", "pos"),
+        twin=("negative", "positive"),
+        splits=("train", "test", "unsupervised"),
+        licence="other",
+        embedded="town-reviews",
+    ),
+    "FinanceInc/auditor_sentiment": HubSet(
+        files="data/{split}-*.parquet",
+        text="sentence",
+        labels=FEELINGS,
+        twin=("negative", "news", "positive"),
+        splits=("train", "test"),
+        licence="unknown",
+        embedded="town-reviews",
+    ),
+    "takala/financial_phrasebank:sentences_allagree": HubSet(
+        files="sentences_allagree/{split}/*.parquet",
+        text="sentence",
+        labels=FEELINGS,
+        twin=("negative", "news", "positive"),
+        splits=("train",),
+        licence="CC-BY-NC-SA-3.0",
+        embedded="town-reviews",
+        converted=True,
+    ),
+    "cardiffnlp/tweet_eval:irony": HubSet(
+        files="irony/{split}-*.parquet",
+        text="text",
+        labels=("non_irony", "irony"),
+        twin=("positive", "negative"),
+        splits=SPLITS,
+        licence="unknown",
+        embedded="town-reviews",
+    ),
+} | {
+    f"cardiffnlp/tweet_eval:stance_{target}": HubSet(
+        files=f"stance_{target}/{{split}}-*.parquet",
+        text="text",
+        labels=("none", "against", "favor"),
+        twin=("biography", "negative", "positive"),
+        splits=SPLITS,
+        licence="unknown",
+        embedded="town-reviews",
+    )
+    for target in STANCES
+}
+
+
+def hub_names() -> list[str]:
+    """The hub repositories of the catalogue, each once, without configurations: what `llmcourse pin` asks for."""
+    return sorted({name.partition(":")[0] for name in HUB})
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """One row per set `load` knows: name, where it is, columns, class names, splits, licence, revision (None until pinned)."""
+    return [_row(name, found, "embedded") for name, found in EMBEDDED.items()] + [
+        _row(name, found, "hub") for name, found in HUB.items()
+    ]
+
+
+def _row(name: str, found: EmbeddedSet | HubSet, where: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "where": where,
+        "columns": list(found.columns),
+        "labels": list(found.labels),
+        "splits": list(found.splits),
+        "licence": found.licence if isinstance(found, HubSet) else "Apache-2.0",
+        "revision": _revision(name, found) if isinstance(found, HubSet) else "shipped",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- load
+
+
+def load(name: str, split: str = "train") -> Dataset:
+    """The rows of one split, columns and class names as `catalogue()` lists them.
+
+    Raises: ValueError for an unknown name or split; Offline when a hub set is neither reachable nor in the local cache.
+    """
+    found = _find(name)
+    if split not in found.splits:
+        raise ValueError(f'"{name}" has no split "{split}"; choose one of {", ".join(found.splits)}')
+    if isinstance(found, EmbeddedSet):
+        return _dataset(found, _embedded(name, split))
+    return _standin(name, found, split) if os.environ.get("LLMCOURSE_STANDIN") == "1" else _from_hub(name, found, split)
+
+
+def _find(name: str) -> EmbeddedSet | HubSet:
+    known: dict[str, EmbeddedSet | HubSet] = {**EMBEDDED, **HUB}
+    if name in known:
+        return known[name]
+    configs = [full for full in HUB if full.startswith(f"{name}:")]
+    if len(configs) == 1:
+        return HUB[configs[0]]
+    if configs:
+        raise ValueError(f'"{name}" has several configurations; choose one of {", ".join(configs)}')
+    short = {full.rpartition("/")[2].lower(): full for full in known} | {full.lower(): full for full in known}
+    close = difflib.get_close_matches(name.lower(), short, n=1, cutoff=0.5)
+    guess = f'; did you mean "{short[close[0]]}"?' if close else "."
+    raise ValueError(f'unknown data set "{name}"{guess} data.catalogue() lists all {len(known)}')
+
+
+def _features(found: EmbeddedSet | HubSet, rows: list[Row]) -> Features:
+    from datasets import ClassLabel, Features, Value
+
+    kinds = {column: Value("int64" if isinstance(rows[0][column], int) else "string") for column in found.columns}
+    return Features(kinds | ({"label": ClassLabel(names=list(found.labels))} if found.labels else {}))
+
+
+def _dataset(found: EmbeddedSet | HubSet, rows: list[Row]) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows, features=_features(found, rows))
+
+
+@lru_cache(maxsize=8)
+def _embedded(name: str, split: str) -> list[Row]:
+    found = EMBEDDED[name]
+    return list(islice(_unique(found.rows(World(), split), found.key), found.sizes[SPLITS.index(split)]))
+
+
+def _unique(rows: Iterator[Row], key: str) -> Iterator[Row]:
+    seen: set[str] = set()
+    for row in rows:
+        if row[key] not in seen:
+            seen.add(row[key])
+            yield row
+
+
+# ---------------------------------------------------------------------------------------------------------------- stand-ins
+
+TWIN_ROWS = {"train": 240, "unsupervised": 240}  # other splits: 60
+
+
+class _Source(NamedTuple):
+    world: World
+    split: str
+
+
+def _standin(name: str, found: HubSet, split: str) -> Dataset:
+    """The twin of a hub set: the same columns, types and class names, classes in equal parts, text of the town."""
+    world, rng = World(), Random(f"{name}/{split}")
+    labels = [i % len(found.labels) for i in range(TWIN_ROWS.get(split, 60))]
+    rng.shuffle(labels)
+    source = _Source(world, split if split in SPLITS else "train")
+    rows = [{found.text: _written(source, found.twin[label], i), "label": label} for i, label in enumerate(labels)]
+    return _dataset(found, rows if split != "unsupervised" else [row | {"label": -1} for row in rows])
+
+
+def _written(source: _Source, what: str, index: int) -> str:
+    """Text number `index` that says `what`: a review with that feeling, prices, or a document of that kind."""
+    world, split = source
+    if what == "price":
+        wares = Random(f"{split}/{index}").sample(world.wares, 2)
+        return " ".join(f"The price of {ware.name} is {ware.facts['price']} coins." for ware in wares)
+    if what not in ("negative", "positive"):
+        return world.document(what, index, split).strip()
+    drawn = (world.question("review", i, split, size=1) for i in count(index * 1000))
+    review = next(question for question in drawn if question.answer == what)
+    return review.prompt.removeprefix("Review: ").removesuffix("\nFeeling:")
+
+
+# ---------------------------------------------------------------------------------------------------------------- the hub
+
+
+def _revision(name: str, found: HubSet) -> str | None:
+    return "refs/convert/parquet" if found.converted else revision_of(name.partition(":")[0], "datasets")
+
+
+def _from_hub(name: str, found: HubSet, split: str) -> Dataset:
+    from datasets import ClassLabel, Dataset
+
+    files = _fetch(name, found, split)
+    with _quiet():
+        dataset = Dataset.from_parquet([str(path) for path in files], split=split)
+        dataset = dataset.select_columns(list(found.columns))
+        if isinstance(dataset.features["label"], ClassLabel):
+            return dataset
+        return dataset.cast_column("label", ClassLabel(names=list(found.labels)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No widget bars from datasets in the notebook, where they would be stored."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_on = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            enable_progress_bars()
+
+
+def _fetch(name: str, found: HubSet, split: str) -> list[Path]:
+    """The parquet files of a split, downloaded unless the cache has them."""
+    from huggingface_hub import errors, snapshot_download
+    from tqdm.std import tqdm
+
+    pattern = found.files.format(split=split)
+    repository = name.partition(":")[0]
+    try:
+        folder = snapshot_download(
+            repository, repo_type="dataset", revision=_revision(name, found), allow_patterns=[pattern], tqdm_class=tqdm
+        )
+    except errors.GatedRepoError:
+        raise ValueError(f'"{repository}" is gated: it asks for an account. Use "{found.embedded}" instead') from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(f'the hub has no public data set "{repository}" any more. Use "{found.embedded}" instead') from None
+    except (OSError, getattr(errors, "HTTPError", OSError)) as error:  # the HTTP client's own errors are not OSErrors
+        raise Offline(_offline_message(name, found, error)) from None
+    files = sorted(Path(folder).glob(pattern))
+    if not files:
+        raise Offline(_offline_message(name, found, OSError(f'its split "{split}" is not in the local cache')))
+    return files
+
+
+def _offline_message(name: str, found: HubSet, error: Exception) -> str:
+    hint = " HF_HUB_OFFLINE is set: unset it to allow downloads." if os.environ.get("HF_HUB_OFFLINE") else ""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+    return (
+        f'cannot download "{name}", and this split is not in the local cache: {reason}.{hint} Connect once and it stays in the '
+        f'cache, or work offline with the embedded data.load("{found.embedded}"). LLMCOURSE_STANDIN=1 gives a small twin with '
+        "the same columns and class names."
+    )

@@ -1,0 +1,113 @@
+"""A lone notebook in an empty environment, as Colab opens it: its install cell installs, moves nothing, and the rest runs.
+
+Two environments: torch and numpy as Colab brings them, at this repository's pins; and the oldest versions our ranges admit. On
+Linux the oldest torch is taken where its CPU build can be reached (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu),
+else the pinned one: the build on PyPI brings gigabytes of CUDA. pip needs its index for these tests.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from packaging.requirements import Requirement
+
+from llmcourse.cli.address import install_cell
+from llmcourse.cli.notebooks import execute
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "00_start_here.ipynb"
+PRESENT = ("torch", "numpy")  # Colab has them before the first cell
+
+
+def pip(python: Path, *arguments: str) -> None:
+    # Most of what is installed here is never imported: compiling it would take a third of the time.
+    done = subprocess.run(
+        [python, "-m", "pip", *arguments], capture_output=True, text=True, env={**os.environ, "PIP_NO_COMPILE": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def versions(python: Path) -> dict[str, str]:
+    done = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    return {package["name"]: package["version"] for package in json.loads(done.stdout)}
+
+
+def oldest(python: Path) -> list[str]:
+    """The lower bound of every dependency, exactly."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = {r.name: _lower_bound(r) for r in map(Requirement, project["dependencies"])}
+    if sys.platform == "linux":
+        cpu = f"torch=={bounds['torch']}+cpu"
+        found = subprocess.run(
+            [python, "-m", "pip", "download", "-q", "--no-deps", cpu, "-d", python.parent], capture_output=True
+        )
+        bounds["torch"] = f"{bounds['torch']}+cpu" if found.returncode == 0 else _pinned("torch")
+    return [f"{name}=={version}" for name, version in bounds.items()]
+
+
+def _lower_bound(requirement: Requirement) -> str:
+    return next(part.version for part in requirement.specifier if part.operator == ">=")
+
+
+def _pinned(name: str) -> str:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip(Path(sys.executable), "wheel", str(ROOT), "--no-deps", "-q", "-w", str(folder))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """The Python of an empty environment."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    return tmp_path / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def lone_notebook(folder: Path) -> Path:
+    folder.mkdir()
+    path = folder / "00_start_here.ipynb"
+    if NOTEBOOK.exists():
+        shutil.copy(NOTEBOOK, path)
+    else:
+        cells = [new_code_cell(install_cell("00_start_here")), new_code_cell("import llmcourse")]
+        nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def run_alone(python: Path, wheel: Path, folder: Path) -> None:
+    """Run the notebook with nothing of the repository within reach."""
+    execute(
+        lone_notebook(folder), python=str(python), env={"LLMCOURSE_WHEEL": str(wheel), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    )
+
+
+def test_the_install_cell_moves_neither_numpy_nor_torch(python: Path, wheel: Path, tmp_path: Path):
+    pip(python, "install", "-q", "ipykernel", *PRESENT, "-c", str(ROOT / "constraints.txt"))
+    before = versions(python)
+    run_alone(python, wheel, tmp_path / "alone")
+    after = versions(python)
+    assert {name: after[name] for name in PRESENT} == {name: before[name] for name in PRESENT}
+    assert "llmcourse" in after
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="numpy 2.1, our lower bound, has wheels up to Python 3.13")
+def test_the_oldest_versions_our_ranges_admit_run_the_notebook(python: Path, wheel: Path, tmp_path: Path):
+    bounds = oldest(python)
+    pip(python, "install", "-q", "ipykernel", *bounds)
+    run_alone(python, wheel, tmp_path / "alone")
+    after = versions(python)
+    assert [f"{name}=={after[name]}" for name in ("numpy", "transformers")] == [
+        b for b in bounds if b.startswith(("numpy", "transformers"))
+    ]
