@@ -7,7 +7,8 @@ Everything is drawn from `random.Random` seeded with text, so item 7 of a kind i
 without making items 0–6. Training, validation and test never share a question: the checksum of its text decides where it belongs,
 and names invented for a context or a label belong to one split only.
 
-Does:     biographies, stories, dated news, closed-book and context questions, lists to repeat, word sums, reviews, word sorting.
+Does:     biographies, stories, dated news, closed-book and context questions, lists to repeat, calculations, word sums, reviews,
+          word sorting.
 Leaves out: facts that change over time, multi-hop questions, instructions, preferences.
 """
 
@@ -398,19 +399,29 @@ def _copy(world: World, rng: Random, split: Split, size: int) -> Item:
     return Item(f"Repeat: {words}\n", (Question(prompt="Again:", answer=words),))
 
 
+def _change(rng: Random, total: int) -> tuple[int, bool, str]:
+    """A number to add to `total` (True) or to take from it, never below zero, and the calculation in writing."""
+    n, gain = rng.randint(1, 9), rng.random() < 0.5
+    gain = gain or n > total
+    return n, gain, f"{total} {'+' if gain else '-'} {n} = {total + n if gain else total - n}."
+
+
+def _calculation(world: World, rng: Random, split: Split, size: int) -> Item:
+    sums = [_change(rng, rng.randint(0, 30))[2] for _ in range(size)]
+    return Item(f"Count: {' '.join(sums)}\n")
+
+
 def _sum(rng: Random, size: int, steps: bool) -> Question:
     """A word sum of `size` additions and subtractions, never below zero."""
     they = rng.choice(list(FIRST_NAMES))
     name, things = rng.choice(FIRST_NAMES[they].split()), rng.choice(_words(THINGS))
-    total = rng.randint(3, 20)
+    total = rng.randint(2, 12)
     told, work = [f"{name} has {total} {things}."], []
     for _ in range(size):
-        n, gain = rng.randint(1, 9), rng.random() < 0.5
-        n, gain = (n, gain) if gain or n <= total else (n, True)
+        n, gain, calculation = _change(rng, total)
         told.append(rng.choice(_words(GAINS if gain else LOSSES)).format(They=they, n=n))
-        after = total + n if gain else total - n
-        work.append(f"{total} {'+' if gain else '-'} {n} = {after}.")
-        total = after
+        work.append(calculation)
+        total += n if gain else -n
     problem = f"Question: {' '.join(told)} How many {things} does {name} have now?\n"
     return Question(prompt=problem + ("Steps:" if steps else "Answer:"), answer=str(total), work=" ".join(work) if steps else "")
 
@@ -430,11 +441,14 @@ def _opinion(rng: Random, feeling: str, negated: bool) -> str:
 
 
 def _review(world: World, rng: Random, split: Split, size: int) -> Item:
-    """`size` reviews of one or two sentences that agree; half of the sentences say it with a negation."""
+    """`size` reviews of one or two sentences that agree; three sentences in ten say it with a negation.
+
+    Were it half of them, the adjective alone would tell nothing, and a small model would not begin to learn.
+    """
 
     def draw() -> Question:
         feeling = rng.choice(list(ADJECTIVES))
-        sentences = [_opinion(rng, feeling, negated=rng.random() < 0.5) for _ in range(rng.randint(1, 2))]
+        sentences = [_opinion(rng, feeling, negated=rng.random() < 0.3) for _ in range(rng.randint(1, 2))]
         return Question(prompt=f"Review: {' '.join(sentences)}\nFeeling:", answer=feeling)
 
     return Item("", tuple(_until(split, draw) for _ in range(size)))
@@ -458,6 +472,7 @@ KINDS: dict[str, tuple[Callable[[World, Random, Split, int], Item], int, int]] =
     "closed-book": (_closed_book, 3, 5),
     "context": (_context, 1, 3),
     "copy": (_copy, 3, 12),
+    "calculation": (_calculation, 4, 10),
     "sum-steps": (_sum_steps, 2, 4),
     "sum-direct": (_sum_direct, 2, 4),
     "review": (_review, 3, 5),

@@ -11,7 +11,8 @@ for name in ("LLMCOURSE_STANDIN", "LLMCOURSE_STRICT", "LLMCOURSE_GPU", "LLMCOURS
     os.environ.pop(name, None)
 
 # Before anything of llmcourse is imported: from here on `Float[Tensor, "batch seq"]` in a signature is a promise that is checked.
-jaxtyping.install_import_hook("llmcourse", "beartype.beartype")
+# An int is a fair float here, as it is to type checkers.
+jaxtyping.install_import_hook("llmcourse", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture(autouse=True)

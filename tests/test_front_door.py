@@ -126,6 +126,17 @@ def test_constraints_are_sorted_and_fit_every_machine():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
 
 
+def test_every_pin_can_be_installed_on_the_oldest_python():
+    """One that cannot sends pip searching through every version of everything, for minutes, before it gives up."""
+    from importlib.metadata import distributions
+
+    from packaging.specifiers import SpecifierSet
+
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    needs = {dist.name: dist.metadata["Requires-Python"] for dist in distributions() if dist.metadata["Requires-Python"]}
+    assert [name for name, python in needs.items() if oldest not in SpecifierSet(python)] == []
+
+
 def test_the_oldest_versions_are_the_highest_lower_bounds_with_the_kept_ones_apart(tmp_path):
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nname = "x"\ndependencies = ["torch>=2.11", "datasets>=4.9"]\n'

@@ -1,9 +1,8 @@
-"""How tiny-gpt is made: the same batches in any order, lessons in the right order, and a shipped model that is what its card says."""
+"""How tiny-gpt is made: batches by number, lessons in the right order, and a shipped model that is what its card says."""
 
 import json
 import math
 import re
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -36,45 +35,47 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(world: World):  # noqa: ANN201
-    return build_tokenizer(world, TINY_GPT)
+def tokenizer(world: World):
+    return build_tokenizer(world, TINY_GPT, documents=1500)
 
 
 @pytest.fixture(scope="module")
-def mixture(world: World, tokenizer) -> Mixture:  # noqa: ANN001
+def mixture(world: World, tokenizer) -> Mixture:
     return Mixture(world, tokenizer, TINY_GPT)
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recipe of seconds under the name "toy", measured on one skill."""
     monkeypatch.setitem(recipe.RECIPES, "toy", TOY)
     monkeypatch.setattr(skills, "SKILLS", {"feeling of a review": skills.SKILLS["feeling of a review"]})
-    yield
+    monkeypatch.setattr(making, "build_tokenizer", lambda world, recipe: build_tokenizer(world, recipe, documents=300))
+    monkeypatch.setattr(making, "bits_per_byte", lambda *args: 1.0)
+    monkeypatch.setattr(making, "measure", lambda *args, **options: skills.measure(*args, **options | {"asked": 4}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- tokenizer
 
 
 @pytest.mark.parametrize("text", ["Ada Bell lives in Mill Lane.\n", "naïve Zoë 漢字 🙂\t\0  end", ""])
-def test_the_tokenizer_gives_any_text_back(tokenizer, text: str) -> None:  # noqa: ANN001
+def test_the_tokenizer_gives_any_text_back(tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_every_digit_is_a_token_of_its_own(tokenizer) -> None:  # noqa: ANN001
+def test_every_digit_is_a_token_of_its_own(tokenizer) -> None:
     ids = tokenizer("In 1987, 12 + 305", add_special_tokens=False)["input_ids"]
     assert [piece for piece in map(tokenizer.decode, ids) if any(c.isdigit() for c in piece)] == list("198712305")
 
 
-def test_every_encoding_begins_with_bos(tokenizer) -> None:  # noqa: ANN001
+def test_every_encoding_begins_with_bos(tokenizer) -> None:
     assert [tokenizer.decode(row[0]) for row in tokenizer(["a", "Question:"])["input_ids"]] == ["<|bos|>"] * 2
 
 
-def test_the_tokenizer_has_as_many_tokens_as_the_recipe_says(tokenizer) -> None:  # noqa: ANN001
+def test_the_tokenizer_has_as_many_tokens_as_the_recipe_says(tokenizer) -> None:
     assert len(tokenizer) == TINY_GPT.vocab_size
 
 
-def test_the_chat_template_marks_each_turn_and_opens_the_answer(tokenizer) -> None:  # noqa: ANN001
+def test_the_chat_template_marks_each_turn_and_opens_the_answer(tokenizer) -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert text == "<|bos|><|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>"
@@ -90,7 +91,7 @@ def test_the_same_town_gives_the_same_merges(world: World) -> None:
 # ---------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_a_batch_depends_on_its_number_alone(world: World, tokenizer, mixture: Mixture) -> None:  # noqa: ANN001
+def test_a_batch_depends_on_its_number_alone(world: World, tokenizer, mixture: Mixture) -> None:
     mixture(3)
     again = Mixture(world, tokenizer, TINY_GPT)
     torch.testing.assert_close(mixture(7)["input_ids"], again(7)["input_ids"], rtol=0, atol=0)
@@ -105,7 +106,7 @@ def test_a_batch_has_the_shape_of_its_stage(mixture: Mixture, share: float) -> N
     assert mixture(step)["input_ids"].shape == (stage.rows, stage.length)
 
 
-def test_every_row_begins_with_a_document(mixture: Mixture, tokenizer) -> None:  # noqa: ANN001
+def test_every_row_begins_with_a_document(mixture: Mixture, tokenizer) -> None:
     assert (mixture(0)["input_ids"][:, 0] == tokenizer.bos_token_id).all()
 
 
@@ -122,7 +123,7 @@ def test_sums_with_steps_and_answer_only_get_equal_shares(stage: Stage) -> None:
     assert sum(stage.shares.values()) == pytest.approx(1)
 
 
-def test_shares_are_shares_of_the_tokens(mixture: Mixture, tokenizer) -> None:  # noqa: ANN001
+def test_shares_are_shares_of_the_tokens(mixture: Mixture, tokenizer) -> None:
     counts = {"Repeat": 0, "Text": 0, "Sort": 0}
     for step in range(40):
         for document in re.split(re.escape("<|eos|>"), "".join(tokenizer.batch_decode(mixture(step)["input_ids"]))):
@@ -189,7 +190,7 @@ def test_one_forward_pass_agrees_with_greedy_decoding(world: World, name: str) -
     ]
 
 
-def _greedy(model, tokenizer, item: Question) -> str:  # noqa: ANN001
+def _greedy(model, tokenizer, item: Question) -> str:
     ids = torch.tensor([tokenizer(item.prompt)["input_ids"]])
     new = len(tokenizer(item.completion, add_special_tokens=False)["input_ids"])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
@@ -245,6 +246,18 @@ def _fail() -> str:
     raise OSError("disk full")
 
 
+def test_the_old_model_comes_back_when_the_exchange_fails_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / "model", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    (old / "old.txt").write_text("old", encoding="utf-8")
+    replace = making.os.replace
+    monkeypatch.setattr(making.os, "replace", lambda a, b: _fail() if Path(a) == new else replace(a, b))
+    with pytest.raises(OSError, match="disk full"):
+        making._exchange(new, old)
+    assert (old / "old.txt").read_text(encoding="utf-8") == "old"
+
+
 def test_what_is_made_loads_as_bfloat16_llama_with_its_tokenizer(toy: None, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -261,10 +274,14 @@ def test_another_number_of_steps_never_takes_the_shipped_weights_place(toy: None
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["steps"] == 2
 
 
-def test_the_number_of_threads_is_put_back(toy: None, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    making.make("toy", out=tmp_path / "model", steps=1, threads=2)
-    assert torch.get_num_threads() == 1
+def test_training_has_the_threads_asked_for_and_they_are_put_back(
+    toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, during = torch.get_num_threads(), []
+    monkeypatch.setattr(making, "_train", lambda *args: during.append(torch.get_num_threads()) or _fail())
+    with pytest.raises(OSError, match="disk full"):
+        making.make("toy", out=tmp_path / "model", threads=before + 1)
+    assert (during, torch.get_num_threads()) == ([before + 1], before)
 
 
 def test_an_unknown_model_is_refused_with_the_list(tmp_path: Path) -> None:
@@ -289,7 +306,7 @@ def test_bits_per_byte_of_a_uniform_model_are_those_of_its_vocabulary(world: Wor
     assert making.bits_per_byte(model, tokenizer, world, documents=1) == pytest.approx(expected, rel=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the shipped model
+# ----------------------------------------------------------------------------------------------------------- what ships
 
 shipped = pytest.mark.skipif(not SHIPPED.exists(), reason="no tiny-gpt ships yet")
 
@@ -300,11 +317,10 @@ def test_the_shipped_model_is_at_most_five_megabytes() -> None:
 
 
 @shipped
-def test_the_shipped_model_was_made_by_this_recipe_from_this_town(tokenizer) -> None:  # noqa: ANN001
+def test_the_shipped_model_was_made_by_this_recipe_from_this_town(world: World) -> None:
     log = json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))
     assert log["steps"] == TINY_GPT.steps
-    shipped_tokenizer = zoo.load("tiny-gpt")[1]
-    assert shipped_tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert zoo.load("tiny-gpt")[1].get_vocab() == build_tokenizer(world, TINY_GPT).get_vocab()
 
 
 @shipped

@@ -11,7 +11,7 @@ import pytest
 
 from llmcourse.world import INVENTED, KINDS, World, split_of
 
-ASKING = [kind for kind in KINDS if kind not in ("biography", "story", "news")]
+ASKING = [kind for kind in KINDS if kind not in ("biography", "story", "news", "calculation")]
 OPPOSITE = {"positive": "negative", "negative": "positive"}
 
 
@@ -22,7 +22,7 @@ def world() -> World:
 
 def test_the_text_of_seed_0_is_the_one_the_shipped_model_was_trained_on(world: World) -> None:
     text = "".join(islice(world.documents(), 300))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "90915418a846ddbf"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "1d6142bc53a74a98"
 
 
 def test_the_text_does_not_depend_on_pythons_hash_seed() -> None:
@@ -105,6 +105,13 @@ def test_the_steps_of_a_sum_lead_to_its_answer(world: World) -> None:
         assert [step[0] for step in steps[1:]] == [step[3] for step in steps[:-1]]
         assert steps[-1][3] == question.answer
         assert question.completion == f" {question.work}\nAnswer: {question.answer}\n"
+
+
+def test_calculations_are_right(world: World) -> None:
+    for i in range(50):
+        sums = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)\.", world.document("calculation", i))
+        assert len(sums) >= 4
+        assert all(int(a) + int(sign + b) == int(c) for a, sign, b, c in sums)
 
 
 def test_a_negation_turns_the_feeling_of_a_sentence(world: World) -> None:

@@ -3,7 +3,8 @@
     .venv/bin/python tools/constraints.py            or: make constraints
 
 Does:     sorted `name==version` lines without local suffixes (`2.13.0+cpu` is `2.13.0` on other machines).
-Leaves out: llmcourse itself and the installers.
+Leaves out: llmcourse itself and the installers; and a choice of versions: take the environment of the oldest Python the course
+          supports, since a pin that only newer ones can install sends pip on an endless search.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -147,7 +148,7 @@ def _texts(nb: NotebookNode) -> Iterator[tuple[str, str]]:
             yield from ((name, text) for text in texts)
 
 
-def _readable(data: Mapping[str, str]) -> Iterator[str]:
+def _readable(data: Mapping[str, Any]) -> Iterator[str]:
     """The texts of a mime bundle without embedded pictures, whose base64 spells anything by chance."""
     for mime, text in data.items():
         if mime.startswith("text/"):

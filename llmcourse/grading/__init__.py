@@ -171,7 +171,7 @@ def _signature_problem(exercise: Exercise, fn: Callable, given: Arguments) -> st
         return None
     except TypeError:
         wanted = inspect.signature(exercise.reference)
-    missing = [name for name in wanted.parameters if name not in own.parameters]
+    missing = [name for name in wanted.bind(*given.args, **given.kwargs).arguments if name not in own.parameters]
     extra = [name for name in own.parameters if name not in wanted.parameters]
     notes = [f"{label}: `{'`, `'.join(names)}`." for label, names in (("Missing", missing), ("Not expected", extra)) if names]
     return " ".join([f"The arguments do not fit: yours are `{_bare(own)}`, expected are `{_bare(wanted)}`.", *notes])
@@ -205,7 +205,7 @@ def _diagnosis(exercise: Exercise, calls: list[tuple]) -> str | None:
     problems = [_problem(exercise, expected, got) for _, _, expected, got in calls]
     mutation = next(filter(None, (_mutation(exercise, *call[1:]) for call in calls)), None)
     if any(problems):
-        value = _named_misconception(exercise, calls, problems) or next(filter(None, problems))
+        value = _named_misconception(exercise, calls) or next(filter(None, problems))
         return f"{value}\n{mutation}" if mutation else value
     return mutation
 
@@ -220,7 +220,7 @@ def _problem(exercise: Exercise, expected: guard.Outcome, got: guard.Outcome) ->
         return f"Your result ({describe(got.value)}) could not be compared with the expected one: {type(error).__name__}."
 
 
-def _named_misconception(exercise: Exercise, calls: list[tuple], problems: list[str | None]) -> str | None:
+def _named_misconception(exercise: Exercise, calls: list[tuple]) -> str | None:
     """The message of the first misconception that gives the learner's answer wherever it differs from the reference."""
     for misconception in exercise.misconceptions:
         outcomes = [run(exercise, misconception.wrong, trial, given) for trial, given, *_ in calls]

@@ -225,11 +225,11 @@ class _Deadline:
 
     def rearm(self, frame: FrameType | None) -> None:
         """Trace again, in `frame` and in every caller that belongs to the learner."""
-        sys.settrace(self._on_call)
         while frame is not None:
             if _folder(frame.f_code) == self.folder:
                 frame.f_trace = self._on_line
             frame = frame.f_back
+        sys.settrace(self._on_call)  # last: any call after it would raise in here
 
 
 # ---- where and what went wrong ----------------------------------------------------------------------------------------

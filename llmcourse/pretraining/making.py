@@ -105,6 +105,8 @@ def write(
         log = facts | {"losses": _thinned(history.losses), "skills": history.evaluations}
         (partial / "training.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card(name, facts, scores), encoding="utf-8", newline="\n")
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone; a package is read by everyone
         _exchange(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -15,7 +15,6 @@ Source:   Touvron et al. 2023 (Llama); Jordan 2024 (Muon); Olsson et al. 2022 (c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
@@ -25,7 +24,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from llmcourse.train import TrainConfig
-from llmcourse.world import KINDS, World
+from llmcourse.world import World
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -96,19 +95,29 @@ TINY_GPT = Recipe(
     steps=7500,
     stages=(
         Stage(
-            until=0.15,
+            until=0.13,
             rows=5,
             length=256,
-            shares={"copy": 0.35, "context": 0.35, "biography": 0.1, "closed-book": 0.1, "sorting": 0.1},
+            shares={"copy": 0.35, "context": 0.35, "biography": 0.1, "calculation": 0.1, "sorting": 0.1},
             sizes={"context": (1, 1), "copy": (3, 8)},
+        ),
+        Stage(
+            until=0.4,
+            rows=6,
+            length=256,
+            shares={
+                "biography": 0.06, "story": 0.05, "news": 0.03, "closed-book": 0.15, "context": 0.22, "copy": 0.05,
+                "calculation": 0.1, "sum-steps": 0.08, "sum-direct": 0.08, "review": 0.1, "sorting": 0.08,
+            },
+            sizes={"context": (1, 2), "sum-steps": (1, 3), "sum-direct": (1, 3)},
         ),
         Stage(
             until=0.8,
             rows=6,
             length=256,
             shares={
-                "biography": 0.06, "story": 0.05, "news": 0.04, "closed-book": 0.17, "context": 0.25, "copy": 0.06,
-                "sum-steps": 0.11, "sum-direct": 0.11, "review": 0.07, "sorting": 0.08,
+                "biography": 0.05, "story": 0.04, "news": 0.03, "closed-book": 0.14, "context": 0.26, "copy": 0.04,
+                "calculation": 0.06, "sum-steps": 0.1, "sum-direct": 0.1, "review": 0.09, "sorting": 0.09,
             },
             sizes={},
         ),
@@ -117,8 +126,8 @@ TINY_GPT = Recipe(
             rows=3,
             length=512,
             shares={
-                "biography": 0.06, "story": 0.06, "news": 0.05, "closed-book": 0.18, "context": 0.25, "copy": 0.03,
-                "sum-steps": 0.11, "sum-direct": 0.11, "review": 0.07, "sorting": 0.08,
+                "biography": 0.06, "story": 0.06, "news": 0.04, "closed-book": 0.15, "context": 0.25, "copy": 0.03,
+                "calculation": 0.03, "sum-steps": 0.11, "sum-direct": 0.11, "review": 0.08, "sorting": 0.08,
             },
             sizes={},
         ),
@@ -185,6 +194,7 @@ class Mixture:
     def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
         self.world, self.recipe = world, recipe
         self.bpe, self.eos = tokenizer.backend_tokenizer, tokenizer.eos_token_id
+        self.weights: dict[float, dict[str, float]] = {}
 
     def __call__(self, step: int) -> dict[str, Int[Tensor, "rows length"]]:
         """Inputs and labels of one step (the model shifts the labels itself)."""
@@ -198,20 +208,24 @@ class Mixture:
         done = step / self.recipe.steps
         return next((stage for stage in self.recipe.stages if done < stage.until), self.recipe.stages[-1])
 
-    @cached_property
-    def _lengths(self) -> dict[str, float]:
-        """Mean tokens of a document of each kind: shares are of tokens, so kinds with long documents are drawn more rarely."""
-        return {kind: sum(len(self._encode(self.world.document(kind, i))) for i in range(50)) / 50 for kind in KINDS}
-
     def _row(self, stage: Stage, rng: Random) -> list[int]:
-        kinds = list(stage.shares)
-        weights = [stage.shares[kind] / self._lengths[kind] for kind in kinds]
-        row: list[int] = []
+        weights, row = self._weights(stage), []
         while len(row) < stage.length:
-            kind = rng.choices(kinds, weights)[0]
-            size = rng.randint(*stage.sizes[kind]) if kind in stage.sizes else None
-            row += self._encode(self.world.document(kind, rng.randrange(10**9), size=size))
+            (kind,) = rng.choices(list(weights), list(weights.values()))
+            row += self._document(stage, kind, rng)
         return row[: stage.length]
+
+    def _weights(self, stage: Stage) -> dict[str, float]:
+        """How often to draw each kind: shares are of tokens, so kinds with long documents are drawn more rarely."""
+        if stage.until not in self.weights:
+            rng = Random("lengths")
+            lengths = {kind: sum(len(self._document(stage, kind, rng)) for _ in range(50)) / 50 for kind in stage.shares}
+            self.weights[stage.until] = {kind: stage.shares[kind] / lengths[kind] for kind in stage.shares}
+        return self.weights[stage.until]
+
+    def _document(self, stage: Stage, kind: str, rng: Random) -> list[int]:
+        size = rng.randint(*stage.sizes[kind]) if kind in stage.sizes else None
+        return self._encode(self.world.document(kind, rng.randrange(10**9), size=size))
 
     def _encode(self, text: str) -> list[int]:
         return [*self.bpe.encode(text).ids, self.eos]

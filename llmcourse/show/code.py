@@ -33,15 +33,22 @@ def source(obj: Any, *, lines: tuple[int, int] | None = None, collapsed: bool = 
         ValueError: if `lines` falls outside the source.
     """
     text, start, file = _read(obj)
-    if lines is not None:
-        text, start = _slice(text, lines), start + lines[0] - 1
-    count = len(text.splitlines())
-    caption = f"{_short(file, obj)}:{start}–{start + count - 1}"
+    first, last = lines or (1, len(text.splitlines()))
+    _check_lines(first, last, len(text.splitlines()))
+    caption = f"{_short(file, obj)}:{start + first - 1}–{start + last - 1}"
+    # The whole is highlighted before it is cut, so that a slice out of a docstring keeps its colours.
+    shown = "\n".join(_highlight(text).splitlines()[first - 1 : last])
     html = (
         f"<details{'' if collapsed else ' open'}><summary><code>{escape(caption)}</code></summary>"
-        f'<pre style="line-height:1.4;overflow-x:auto">{_highlight(text)}</pre></details>'
+        f'<pre style="font-family:monospace;line-height:1.4;overflow-x:auto">{shown}</pre></details>'
     )
-    display({"text/plain": f"# {caption}\n{text}", "text/html": html})
+    plain = "\n".join(text.splitlines()[first - 1 : last])
+    display({"text/plain": f"# {caption}\n{plain}", "text/html": html})
+
+
+def _check_lines(first: int, last: int, count: int) -> None:
+    if not 1 <= first <= last <= count:
+        raise ValueError(f"lines=({first}, {last}) falls outside the source, which has {count} lines; choose 1–{count}")
 
 
 def _read(obj: Any) -> tuple[str, int, str]:
@@ -71,14 +78,6 @@ def _no_source(obj: Any) -> str:
     return f"{name} has no Python source to show (built in, compiled, or typed at a bare prompt)"
 
 
-def _slice(text: str, lines: tuple[int, int]) -> str:
-    first, last = lines
-    rows = text.splitlines()
-    if not 1 <= first <= last <= len(rows):
-        raise ValueError(f"lines={lines} falls outside the source, which has {len(rows)} lines; choose 1–{len(rows)}")
-    return dedent("\n".join(rows[first - 1 : last]))
-
-
 def _short(file: str, obj: Any) -> str:
     """The file below its top package's parent: `llmcourse/peft/lora.py`, whatever the machine."""
     if "ipykernel" in file or Path(file).name.startswith(("<", "ipython-input")):
@@ -97,7 +96,7 @@ def _highlight(text: str) -> str:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    return highlight(text, PythonLexer(), HtmlFormatter(noclasses=True, nowrap=True, style=_style()))
+    return highlight(text, PythonLexer(stripnl=False), HtmlFormatter(noclasses=True, nowrap=True, style=_style()))
 
 
 @functools.cache

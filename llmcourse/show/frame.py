@@ -57,9 +57,8 @@ def play(callback: Callback, /, *, alt: Alt = None, **controls: Any) -> None:
     """
     made = _controls(callback, controls)
     start = {control.name: control.start for control in made}
-    if os.environ.get("LLMCOURSE_STRICT") == "1":
-        _try_all(callback, alt, made)
-    picture = _drawn_or_error(callback, alt, start)
+    strict = os.environ.get("LLMCOURSE_STRICT") == "1"
+    picture = _try_all(callback, alt, made) if strict else _drawn_or_error(callback, alt, start)
     note = f"Run this notebook to move the controls ({_in_words(start)})."
     bundle = {"text/plain": f"[interactive] {note}", "text/html": f"{picture}<p><em>{escape(note)}</em></p>"}
     if is_notebook() and importlib.util.find_spec("ipywidgets"):
@@ -189,14 +188,16 @@ def _settings(controls: list[_Control]) -> Iterator[dict[str, Any]]:
             yield start | {control.name: end}
 
 
-def _try_all(callback: Callback, alt: Alt, controls: list[_Control]) -> None:
-    """Draw the start and both ends of every control; raise where the callback does."""
+def _try_all(callback: Callback, alt: Alt, controls: list[_Control]) -> str:
+    """Draw the start and both ends of every control; raise where the callback does. Returns the start's picture."""
+    pictures = []
     start = {control.name: control.start for control in controls}
     for values in [start, *(setting for setting in _settings(controls) if setting != start)]:
         try:
-            _drawn(callback, alt, values)
+            pictures.append(_drawn(callback, alt, values))
         except Exception as error:
             raise RuntimeError(f"{_call(callback, values)} raised {type(error).__name__}: {error}") from error
+    return pictures[0]
 
 
 def _call(callback: Callback, values: Mapping[str, Any]) -> str:
@@ -244,7 +245,7 @@ def _returned(result: Any, describe: Callable[[], str]) -> str:
 
 
 def _text(text: str) -> str:
-    return f'<pre style="white-space:pre-wrap">{escape(text.rstrip())}</pre>'
+    return f'<pre style="font-family:monospace;white-space:pre-wrap">{escape(text.rstrip())}</pre>'
 
 
 @contextmanager

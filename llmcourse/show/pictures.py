@@ -200,8 +200,8 @@ def _heat_maps(maps: np.ndarray, queries: list[str], keys: list[str], title: str
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    columns = min(4, math.ceil(math.sqrt(len(maps))))
-    rows = math.ceil(len(maps) / columns)
+    rows = math.ceil(len(maps) / 4)
+    columns = math.ceil(len(maps) / rows)
     side = 4.2 if len(maps) == 1 else 2.3
     with rc_context(style_settings()):
         fig = Figure(figsize=(columns * side + 1.2, rows * side * max(0.35, min(1, len(queries) / len(keys))) + 0.5))

@@ -13,6 +13,7 @@ from .norms import LayerNorm, RMSNorm, rms_norm
 from .positions import RopeScaling, frequencies, rope_angles, rotate
 
 __all__ = [
-    "ACTIVATIONS", "MLP", "Attention", "Block", "Config", "KVCache", "LayerNorm", "RMSNorm", "RopeScaling", "Trace", "Transformer",
-    "attention", "fast_attention", "frequencies", "generate", "masks", "probabilities", "rms_norm", "rope_angles", "rotate", "softmax",
+    "ACTIVATIONS", "MLP", "Attention", "Block", "Config", "KVCache", "LayerNorm", "RMSNorm", "RopeScaling", "Trace",
+    "Transformer", "attention", "fast_attention", "frequencies", "generate", "masks", "probabilities", "rms_norm",
+    "rope_angles", "rotate", "softmax",
 ]  # fmt: skip

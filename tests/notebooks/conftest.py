@@ -27,10 +27,10 @@ def good_cells(stem: str) -> list[NotebookNode]:
     return [
         new_markdown_cell(f"# A good notebook\n{badge(stem)}"),
         code(install_cell(stem), "install"),
-        code("answer = 6 * 7\nanswer", "nbval-check-output"),
+        code("from llmcourse import gpu\nanswer = 6 * 7\nanswer", "nbval-check-output"),
         code(FIGURE),
         code("raise SystemError('needs a person')", "nbval-skip", reason="needs a person"),
-        code("#%%gpu\ninside = answer + 1\nassert inside == 43"),
+        code("%%gpu minutes=1 vram=1 download=0\ninside = answer + 1\nassert inside == 43"),
         code("!python --version"),
     ]
 

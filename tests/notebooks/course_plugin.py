@@ -15,11 +15,11 @@ from queue import Empty
 import nbval.plugin as nbval
 import pytest
 
+from llmcourse.claims import differences, read
 from llmcourse.cli.notebooks import PeakMemory
 from llmcourse.cli.problems import problems
 
 MAX_BYTES = 3 * 2**30
-CLAIM = "application/vnd.llmcourse.claim+json"
 _cost: dict[str, tuple[float, int]] = {}
 
 
@@ -59,20 +59,14 @@ class Cell(nbval.IPyNbCell):
 
 
 class Claims(Item):
-    """Fresh claims of ordinary cells against the stored ones: GPU cells are idle when a notebook is stored."""
+    """Fresh claims and expectations of ordinary cells against the stored ones: GPU cells are idle when a notebook is stored."""
 
     def runtest(self) -> None:
-        from llmcourse.claims import differences
-
         cells = [cell for cell in self.parent.cells if not cell.cell.source.startswith("%%gpu")]
-        stored = [claim for cell in cells for claim in _claims(cell.cell.outputs)]
-        fresh = [claim for cell in cells for claim in _claims(cell.test_outputs or [])]
+        stored = read({"cells": [{"outputs": cell.cell.outputs} for cell in cells]})
+        fresh = read({"cells": [{"outputs": cell.test_outputs or []} for cell in cells]})
         if found := differences(stored, fresh):
-            raise NotebookFailure("\n".join(map(str, found)))
-
-
-def _claims(outputs: list) -> list[dict]:
-    return [output["data"][CLAIM] for output in outputs if CLAIM in output.get("data", {})]
+            raise NotebookFailure("\n".join(found))
 
 
 class Budget(Item):

@@ -17,7 +17,7 @@ SWALLOW = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n   
 
 BROKEN = {
     "exception": ("1 / 0", "ZeroDivisionError"),
-    "gpu_exception": ("%%gpu minutes=1 vram=1\n1 / 0", "ZeroDivisionError"),
+    "gpu_exception": ("%%gpu minutes=1 vram=1 download=0\n1 / 0", "ZeroDivisionError"),
     "pip": ("%pip install --no-index llmcourse-no-such-package", "CalledProcessError"),
     "command": ("!exit 3", "CalledProcessError"),
     "captured_command": ("lines = !exit 3", "CalledProcessError"),

@@ -101,7 +101,7 @@ def test_a_bad_output_is_named(outputs: list, message: str, broken: Callable[...
         ("print(inside)", "`inside`"),
         ("def later():\n    return inside", "`inside`"),
         ("Model.from_pretrained('gpt2')", '"gpt2"'),
-        ("%%gpu minutes=1 vram=1\nload_dataset('fancyzhx/ag_news')", '"fancyzhx/ag_news"'),
+        ("%%gpu minutes=1 vram=1 download=0\nload_dataset('fancyzhx/ag_news')", '"fancyzhx/ag_news"'),
         ("name = 'Qwen/Qwen3-0.6B'\ntok = Tok(name)", '"Qwen/Qwen3-0.6B"'),
         ("for name in ['Qwen/Qwen3-0.6B']:\n    Trainer(model=name)", '"Qwen/Qwen3-0.6B"'),
     ],
