@@ -50,9 +50,9 @@ lint: .venv/stamp-dev
 	$(BIN)/lint-imports
 	$(RUN) -m llmcourse.cli address --check
 
-# Two processes with one thread each: more threads than cores run many times slower.
+# Two processes with one thread each: more threads than cores run many times slower. A file stays whole: its kernels start once.
 unit: .venv/stamp-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile tests
 
 check-notebooks: .venv/stamp-dev
 	$(RUN) tests/notebooks/check.py

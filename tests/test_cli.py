@@ -296,19 +296,20 @@ def test_a_file_that_is_no_progress_exits_1_and_is_named(tmp_path):
     assert "x.json" in result.output
 
 
-def test_claims_are_read_from_stored_outputs(monkeypatch, tmp_path):
-    from llmcourse.cli import records
+def test_claims_prints_every_entry_of_the_ledger():
+    from llmcourse.claims import LEDGER
 
-    claim = {"id": "lora-params", "measured": 0.5, "verdict": "holds"}
-    output = new_output("display_data", {records.CLAIM: claim, "text/plain": "…"})
-    path = write_notebook(tmp_path / "04_peft.ipynb", "claim()", outputs=[output])
-    assert records.measured_claims([path]) == [{"notebook": "04_peft", **claim}]
-
-
-def test_claims_command_prints_json():
     result = llmcourse("claims", "--json")
-    assert result.exit_code == 0
-    assert isinstance(json.loads(result.output), list)
+    assert result.exit_code == 0, result.output
+    assert {row["id"] for row in json.loads(result.output)} == set(LEDGER)
+
+
+def test_claims_shows_measurement_and_verdict_in_its_table(monkeypatch):
+    from llmcourse import claims
+
+    row = dict(id="lora-params", notebook="04_peft", claim="fewer [by far]", published="0.5 %", measured="0.42 %", verdict="holds")
+    monkeypatch.setattr(claims, "ledger", lambda paths: [row])
+    assert all(text in llmcourse("claims").output for text in row.values())
 
 
 def test_an_unknown_measurement_suggests_the_nearest(monkeypatch):

@@ -444,6 +444,11 @@ def test_moving_a_control_draws_anew():
     assert "x is 7" in view.value
 
 
+@pytest.mark.parametrize(("spec", "start"), [((1, 9), 5), ((0.0, 1.0), 0.5), ((0.0, 0.6, 0.1), 0.3), ((-1.0, 1.0), 0.0)])
+def test_a_slider_starts_in_the_middle_of_its_range(spec, start):
+    assert frame._controls(None, {"x": spec})[0].start == start
+
+
 def test_a_callbacks_exception_is_shown_in_the_frame_and_goes_away():
     def invert(x):
         return str(1 / (x - 5))

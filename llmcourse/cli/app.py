@@ -181,18 +181,20 @@ def import_(file: Annotated[Path, typer.Argument(help="A file that `export` wrot
 
 
 def claims(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print the ledger: every claim the committed notebooks measured, with its verdict."""
+    """Print the ledger: every claim of the course, what the committed notebooks measured, and the verdict."""
     import json
 
+    from llmcourse.claims import ledger
+
     from .checkout import checkout, notebooks
-    from .records import claims_table, measured_claims
+    from .records import claims_table
 
     with told():
-        found = measured_claims(notebooks(checkout() / "notebooks"))
+        rows = ledger(notebooks(checkout() / "notebooks"))
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        console().print(claims_table(found))
+        console().print(claims_table(rows))
 
 
 def measure(name: Annotated[str | None, typer.Argument(help="Which measurement; without it, the list.")] = None) -> None:

@@ -1,23 +1,21 @@
 """Tables of what has been recorded: a learner's progress, a class's, and the claims the notebooks measured.
 
-Does:     reads progress files and committed notebooks, and lays them out as rich tables.
-Leaves out: how progress is stored (`llmcourse.progress`) and how a verdict is reached (`llmcourse.claims`).
+Does:     lays records out as rich tables, or as a file for a spreadsheet.
+Leaves out: how progress is kept (`llmcourse.progress`), how claims are read and judged (`llmcourse.claims`).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["CLAIM", "claims_table", "class_tables", "measured_claims", "own_table", "write_csv"]
+__all__ = ["claims_table", "class_tables", "own_table", "write_csv"]
 
-CLAIM = "application/vnd.llmcourse.claim+json"
 SIGNS = {"solved": "[green]✓[/]", "wrong": "[red]✗[/]", "untouched": "[dim]○[/]"}
 
 
@@ -50,38 +48,12 @@ def class_tables(rows: list[dict[str, str]]) -> tuple[Table, Table]:
     return learners, exercises
 
 
-def measured_claims(notebooks: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return every claim stored in the outputs of the notebooks, in order, each with the `notebook` it stands in."""
-    return [{"notebook": path.stem, **claim} for path in notebooks for claim in _claims(path)]
-
-
-def claims_table(claims: Iterable[Mapping[str, Any]]) -> Table:
-    """Lay out claims as the ledger: what was said, what was measured, and the verdict of the rule."""
-    table = _table("notebook", "claim", "stated", "measured", "verdict")
-    for claim in claims:
-        row = [claim["notebook"], claim["id"], claim.get("statement", ""), claim.get("measured", ""), claim.get("verdict", "")]
-        table.add_row(*map(_plain, row))
+def claims_table(rows: Iterable[Mapping[str, str]]) -> Table:
+    """Lay out the ledger (`claims.ledger`): what was said, what was published, what we measured, and the rule's verdict."""
+    table = _table("id", "notebook", "claim", "published", "measured", "verdict")
+    for row in rows:
+        table.add_row(*(_plain(row[column.header]) for column in table.columns))
     return table
-
-
-def _claims(path: Path) -> Iterator[dict[str, Any]]:
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        for output in cell.get("outputs", []):
-            if CLAIM in output.get("data", {}):
-                yield output["data"][CLAIM]
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    return Table(*columns, box=None, header_style="bold", padding=(0, 1))
-
-
-def _plain(value: object) -> str:
-    """Text that rich shows as it is: names and statements may hold square brackets."""
-    from rich.markup import escape
-
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def write_csv(rows: list[dict[str, str]], path: Path) -> None:
@@ -92,3 +64,16 @@ def write_csv(rows: list[dict[str, str]], path: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    return Table(*columns, box=None, header_style="bold", padding=(0, 1))
+
+
+def _plain(text: str) -> str:
+    """Text that rich shows as it is: names and statements may hold square brackets."""
+    from rich.markup import escape
+
+    return escape(text)

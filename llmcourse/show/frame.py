@@ -142,7 +142,7 @@ def _slider(name: str, spec: tuple[Any, ...], start: Any) -> _Control:
     if len(rest) == 2:
         start = rest[1]
     elif start is None:
-        start = low + (high - low) / 2 // step * step
+        start = float(f"{low + round((high - low) / 2 / step) * step:.12g}")  # 0.3, not 0.30000000000000004
     if not low <= start <= high:
         raise ValueError(f"control {name} starts at {start}, outside its range {low}–{high}")
     start = int(start) if whole else float(start)
