@@ -1,7 +1,7 @@
 # make lab     learn: installs on the first call, then opens your own copy of the notebooks in JupyterLab
 # make test    check everything, as CI does
 # The other targets are listed in CONTRIBUTING.md. Python of your choice: make lab PYTHON=python3.12
-# Linux without an NVIDIA GPU: make lab TORCH=cpu takes PyTorch's CPU build, 0.2 GB in place of 3.
+# Linux without an NVIDIA GPU: README.md says how to take PyTorch's CPU build, 0.2 GB in place of 3.
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test lint unit check-notebooks notebooks bench browser constraints address clean
@@ -15,10 +15,6 @@ BIN := .venv/bin
 endif
 RUN := $(BIN)/python -X utf8
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
-
-ifeq ($(TORCH),cpu)
-export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
-endif
 
 help:
 	@sed -n 's/^# //p' Makefile

@@ -93,7 +93,8 @@ def report(file: str, results: Sequence[Result]) -> None:
     from rich.table import Table
 
     described = machine()
-    table = Table("race", "ours", "theirs", "ratio", "95 % interval", "goal", "verdict", title=f"{file}: " + ", ".join(f"{k} {v}" for k, v in described.items()))
+    title = f"{file}: " + ", ".join(f"{name} {value}" for name, value in described.items())
+    table = Table("race", "ours", "theirs", "ratio", "95 % interval", "goal", "verdict", title=title)
     for r in results:
         verdict = "[green]met" if r.met else "[red]not met"
         row = (f"{r.ours:.3f} s", f"{r.theirs:.3f} s", f"{r.ratio:.3f}", f"{r.low:.3f}–{r.high:.3f}", f"≤ {r.goal}", verdict)

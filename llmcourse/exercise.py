@@ -267,7 +267,8 @@ def _same(task: Exercise, one: Any, other: Any) -> bool:
 def _form(value: Any) -> Any:
     """What of a value must agree between a misconception and the reference: type, shape, dtype, whether NaN or infinite."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        nan, infinite = (bool((value != value).any()), bool((abs(value) == float("inf")).any()))
+        infinity = float("inf")  # compared from both sides: booleans have no abs
+        nan, infinite = bool((value != value).any()), bool(((value == infinity) | (value == -infinity)).any())
         return type(value).__name__, tuple(value.shape), str(value.dtype), nan, infinite
     if isinstance(value, tuple):
         return "tuple", tuple(map(_form, value))

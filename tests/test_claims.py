@@ -297,6 +297,11 @@ def test_one_bound_is_enough(cards, bounds, value, passed):
     assert record(cards)["passed"] is passed
 
 
+def test_bounds_may_be_measured_values_too(cards):
+    expect("x", 1, low=torch.tensor(0.5), high=np.float32(2))
+    assert json.dumps(record(cards)) and record(cards)["passed"] is True
+
+
 def test_a_bound_of_zero_is_a_bound(cards):
     expect("x", -1, low=0)
     expect("x", 1, high=0)

@@ -93,7 +93,7 @@ def test_a_package_outside_the_supported_range_is_a_blocker_that_states_both(mon
 
 def test_a_missing_optional_package_is_neither_warning_nor_blocker(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "trl" else doctor.metadata.version(name))
-    assert {finding.status for finding in doctor._packages()} == {"ok", "idle"}
+    assert [finding.status for finding in doctor._packages() if "trl" in finding.subject + finding.found] == ["idle"]
 
 
 def test_a_local_version_suffix_is_within_the_range(monkeypatch):
@@ -307,7 +307,7 @@ def test_claims_prints_every_entry_of_the_ledger():
 def test_claims_shows_measurement_and_verdict_in_its_table(monkeypatch):
     from llmcourse import claims
 
-    row = dict(id="lora-params", notebook="04_peft", claim="fewer [by far]", published="0.5 %", measured="0.42 %", verdict="holds")
+    row = {"id": "lora", "notebook": "04_peft", "claim": "fewer [far]", "published": "1 %", "measured": "2 %", "verdict": "fails"}
     monkeypatch.setattr(claims, "ledger", lambda paths: [row])
     assert all(text in llmcourse("claims").output for text in row.values())
 

@@ -87,19 +87,20 @@ def judge(id: str, measured: Any, *, seeds: int | Sequence[int] | None = None) -
     return _judged(id, measured, seeds)[2]
 
 
-def expect(name: str, value: Any, low: Number | None = None, high: Number | None = None) -> None:
+def expect(name: str, value: Any, low: Any = None, high: Any = None) -> None:
     """Assert that a measured value lies in [low, high], both ends included, and show it.
 
     Args:
         name: what is expected, in words.
         value: a number, or a tensor, array or NumPy scalar of one element. NaN always fails.
-        low, high: the range, at least one end; it must exclude "no effect".
+        low, high: the range, at least one end, each a number as above; it must exclude "no effect".
 
     Raises:
         ExpectationFailed: if the value is outside and LLMCOURSE_STRICT=1; otherwise a card says so and the notebook goes on.
         ValueError: without any bound, with a bound that is NaN, or with low > high.
         TypeError: if the value is not one number.
     """
+    low, high = (bound if bound is None else number(bound, label) for bound, label in ((low, "low"), (high, "high")))
     _check_bounds(name, low, high)
     value = number(value, name)
     passed = not math.isnan(value) and (low is None or value >= low) and (high is None or value <= high)

@@ -138,7 +138,13 @@ def _finite(value: Number, name: str) -> Number:
 
 
 def _one(
-    name: str, quantity: Quantity, words: str, test: Callable[[Any], bool], *, success: Verdict = "holds at this scale", seeds: int = 0
+    name: str,
+    quantity: Quantity,
+    words: str,
+    test: Callable[[Any], bool],
+    *,
+    success: Verdict = "holds at this scale",
+    seeds: int = 0,
 ) -> Rule:
     """A rule about one quantity."""
     return Rule({name: quantity}, words.rstrip(), lambda measured: _either(test(measured[name]), success), seeds)

@@ -169,6 +169,7 @@ def _kernel(path: Path, nb: NotebookNode, env: dict[str, str], python: str, time
     manager = AsyncKernelManager(kernel_spec_manager=_specs_for(python))
     # km is created here, so nbclient must be told that it owns it and may end it.
     client = NotebookClient(nb, manager, timeout=timeout, record_timing=False, shutdown_kernel="immediate")
+    client.extra_arguments = ["--log-level=ERROR"]  # no warning about kernels talking over 127.0.0.1
     with ExitStack() as stack:
         try:
             stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env, cwd=str(path.parent)))

@@ -78,9 +78,11 @@ def _number_difference(expected: Any, got: Any, path: str, within: _Tolerance) -
 
 def _times(expected: Any, got: Any) -> str:
     """ " (2 × the expected value)" where the ratio is a small whole number or the inverse of one."""
-    if isinstance(expected, complex) or isinstance(got, complex) or not expected or not got or not math.isfinite(got / expected):
+    if isinstance(expected, complex) or isinstance(got, complex) or not expected:
         return ""
     ratio = got / expected
+    if not ratio or not math.isfinite(ratio):
+        return ""
     simple = {sign * n for n in range(2, 11) for sign in (1, -1)} | {-1}
     near = any(math.isclose(factor, round(factor), rel_tol=1e-4) and round(factor) in simple for factor in (ratio, 1 / ratio))
     return f" ({ratio:.4g} × the expected value)" if near else ""

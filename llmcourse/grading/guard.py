@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, no_type_check
 
 __all__ = ["Failure", "Outcome", "call", "code_of", "isolated"]
 
@@ -178,6 +178,7 @@ class _Printed(io.TextIOBase):
 # ---- the deadline -----------------------------------------------------------------------------------------------------
 
 
+@no_type_check  # here and below: a checking wrapper around trace functions would itself be traced, and stopped
 class TimeUp(BaseException):
     """The deadline has passed. Not an Exception, so that `except Exception` does not swallow it."""
 
@@ -191,6 +192,7 @@ class TimeUp(BaseException):
             self.deadline.rearm(sys._getframe(1))
 
 
+@no_type_check
 class _Deadline:
     """Raises TimeUp in the learner's code when time is up: at every line of it, at every call elsewhere."""
 
@@ -235,6 +237,7 @@ class _Deadline:
 # ---- where and what went wrong ----------------------------------------------------------------------------------------
 
 
+@no_type_check
 def _folder(code: CodeType | None) -> str:
     """The folder of a code's file. All cells of one Jupyter kernel share it, so helpers in other cells count as the learner's."""
     return os.path.dirname(code.co_filename) if code else "<builtin>"

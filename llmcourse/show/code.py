@@ -40,7 +40,8 @@ def source(obj: Any, *, lines: tuple[int, int] | None = None, collapsed: bool = 
     shown = "\n".join(_highlight(text).splitlines()[first - 1 : last])
     html = (
         f"<details{'' if collapsed else ' open'}><summary><code>{escape(caption)}</code></summary>"
-        f'<pre style="font-family:monospace;line-height:1.4;overflow-x:auto">{shown}</pre></details>'
+        f'<pre style="font-family:monospace;font-size:.92em;line-height:1.4;white-space:pre;overflow-x:auto">{shown}</pre>'
+        "</details>"
     )
     plain = "\n".join(text.splitlines()[first - 1 : last])
     display({"text/plain": f"# {caption}\n{plain}", "text/html": html})
