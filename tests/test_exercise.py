@@ -172,7 +172,7 @@ REAL = {
 
 def from_source(body, tmp_path=None):
     """A function of this body: with its source in a file, or without any."""
-    source = "import torch\ndef answer(x):\n" + textwrap.indent(body, "    ") + "\n"
+    source = "import torch\n\n\ndef answer(x):\n" + textwrap.indent(body, "    ") + "\n"
     name = "<nowhere>"
     if tmp_path:
         name = str(tmp_path / "answer.py")
@@ -203,7 +203,7 @@ def test_returning_none_is_an_answer_where_the_source_tells_it_from_a_stub(tmp_p
 
 
 def test_the_line_left_to_write_is_named(tmp_path):
-    assert unfinished(from_source("y = x + 1\nz = ...\nreturn y", tmp_path)) == "Line 4 is still `...`."
+    assert unfinished(from_source("y = x + 1\nz = ...\nreturn y", tmp_path)) == "Line 6 is still `...`."
 
 
 def test_a_stub_below_another_decorator_is_still_untouched():
@@ -231,6 +231,11 @@ def test_a_mistake_is_named_where_it_matters_even_if_it_is_right_elsewhere():
     signs = task(abs, lambda trial: (trial - 1,), misconceptions=(Misconception(lambda x: x, "You kept the sign."),))
     assert message(lambda x: x, signs) == "You kept the sign."
     assert message(lambda x: 7, signs) != "You kept the sign."
+
+
+def test_a_misconception_that_never_differs_is_never_named():
+    doubling = task(lambda x: 2 * x, lambda trial: (trial,), misconceptions=(Misconception(lambda x: x + x, "Never."),))
+    assert message(lambda x: 3 * x, doubling) != "Never."
 
 
 def test_an_error_shows_the_learners_own_line():
@@ -423,6 +428,15 @@ def test_an_input_that_is_meant_to_be_updated_must_be_updated():
         return len(cache)
 
     assert grade(cached, answer).state == "solved"
+
+
+def test_a_small_update_in_place_counts_too():
+    def reference(x):
+        x += 1e-3
+
+    nudged = task(reference, lambda trial: (torch.randn(3),))
+    assert "`x` does not hold what it should" in message(lambda x: [].clear(), nudged)
+    assert "changes its input `x`" in message(lambda x: x.add_(1e-6).softmax(-1))
 
 
 def test_inputs_are_fresh_for_every_call():
@@ -903,6 +917,9 @@ def broken(**change):
     return "\n".join(check(dataclasses.replace(TASK, **change)))
 
 
+COUNT = itertools.count()
+
+
 def with_first(wrong, message="You normalise over columns."):
     return {"misconceptions": (Misconception(wrong, message), *TASK.misconceptions[1:])}
 
@@ -923,10 +940,7 @@ def with_first(wrong, message="You normalise over columns."):
         (with_first(lambda x, dim=-1: 1 / 0), r"misconception 1 .* raised `ZeroDivisionError`"),
         ({"inputs": lambda trial: (torch.ones(2, 2),)}, "an answer that ignores its inputs is solved"),
         ({"compare": lambda expected, got: None}, "wrong type is solved"),
-        (
-            {"reference": lambda x, dim=-1, count=itertools.count(): torch.full((1,), float(next(count)))},
-            "the reference is wrong",
-        ),
+        ({"reference": lambda x, dim=-1: torch.full((1,), float(next(COUNT)))}, "the reference is wrong"),
         ({"rtol": 1e9}, "is solved"),
     ],
 )

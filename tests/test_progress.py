@@ -69,6 +69,11 @@ def test_what_was_solved_stays_solved():
     assert Progress().read()[ID].state == "solved"
 
 
+def test_the_time_of_the_first_success_stays():
+    once = Record().attempted("solved", "2026-01-01T00:00:00+00:00")
+    assert once.attempted("solved", "2026-01-02T00:00:00+00:00").solved == once.solved == once.first
+
+
 def test_hints_and_the_solution_are_remembered_beside_the_attempts():
     store = Progress()
     store.attempt(ID, "wrong")

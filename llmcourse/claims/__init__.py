@@ -103,7 +103,7 @@ def expect(name: str, value: Any, low: Any = None, high: Any = None) -> None:
     low, high = (bound if bound is None else number(bound, label) for bound, label in ((low, "low"), (high, "high")))
     _check_bounds(name, low, high)
     value = number(value, name)
-    passed = not math.isnan(value) and (low is None or value >= low) and (high is None or value <= high)
+    passed = (low is None or value >= low) and (high is None or value <= high)  # NaN fails any comparison
     record = {"name": name, "value": _jsonable(value), "low": _jsonable(low), "high": _jsonable(high), "passed": passed}
     sentence = f"{shown(value)}, expected {_range(low, high)}"
     _card("good" if passed else "bad", name, sentence, {EXPECT_MIME: record})

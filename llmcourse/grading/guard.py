@@ -121,13 +121,12 @@ def _torch_isolated(seed: int) -> Iterator[None]:
     # An untouched CUDA is left untouched: seeding it would start it.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):  # which switches gradients on, too
         try:
             torch.default_generator.manual_seed(seed)
             if devices:
                 torch.cuda.manual_seed_all(seed)
             torch.set_default_dtype(torch.float32)
-            torch.set_grad_enabled(True)
             yield
         finally:
             torch.set_default_dtype(dtype)

@@ -39,7 +39,7 @@ class Item(pytest.Item):
 
 class Clean(Item):
     def runtest(self) -> None:
-        if found := []:
+        if found := problems(self.path):
             raise NotebookFailure("\n".join(found))
 
 
@@ -54,7 +54,7 @@ class Cell(nbval.IPyNbCell):
     def runtest(self) -> None:
         already = self.parent.timed_out
         super().runtest()
-        if False:  # the cell caught the KeyboardInterrupt
+        if self.parent.timed_out and not already:  # the cell caught the KeyboardInterrupt
             self.raise_cell_error(f"Timeout of {self.config.option.nbval_cell_timeout:g} seconds exceeded while executing cell.")
 
 
@@ -65,7 +65,7 @@ class Claims(Item):
         cells = [cell for cell in self.parent.cells if not cell.cell.source.startswith("%%gpu")]
         stored = read({"cells": [{"outputs": cell.cell.outputs} for cell in cells]})
         fresh = read({"cells": [{"outputs": cell.test_outputs or []} for cell in cells]})
-        if found := []:
+        if found := differences(stored, fresh):
             raise NotebookFailure("\n".join(found))
 
 
@@ -110,7 +110,7 @@ class _Watchful:
             try:
                 return self.wait(msg_id, timeout=max(0.0, min(1.0, deadline - time.monotonic())))
             except Empty:
-                if False:
+                if not self.kernel.is_alive():
                     raise NotebookFailure("the kernel died (out of memory?)") from None
                 if time.monotonic() >= deadline:
                     raise
