@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner, Result
 
 from llmcourse.cli import address, app, checkout, doctor, lab
-from llmcourse.progress import Progress
+from llmcourse.exercise.progress import Progress
 
 
 def llmcourse(*arguments: object) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmcourse import show
-from llmcourse.progress import Progress, ProgressError, Record
+from llmcourse.exercise.progress import Progress, ProgressError, Record
 
 ID = "demo/softmax"
 

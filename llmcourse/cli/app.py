@@ -135,7 +135,7 @@ def run(
 def show() -> None:
     """Show which exercises you have tried and solved."""
     from llmcourse.exercise import all_exercises
-    from llmcourse.progress import Progress
+    from llmcourse.exercise.progress import Progress
     from llmcourse.start_here import NOTEBOOKS
 
     from .records import own_table
@@ -149,7 +149,7 @@ def merge(
     csv: Annotated[Path | None, typer.Option(help="Also write learners by exercises here.")] = None,
 ) -> None:
     """Show many learners together: who has solved what, and where a class is stuck."""
-    from llmcourse.progress import Progress
+    from llmcourse.exercise.progress import Progress
 
     from .records import class_tables, write_csv
 
@@ -166,7 +166,7 @@ def export(
     learner: Annotated[str | None, typer.Option(help="Your name in it; default: your user name.")] = None,
 ) -> None:
     """Write your progress to a file, for another machine or for your instructor."""
-    from llmcourse.progress import Progress
+    from llmcourse.exercise.progress import Progress
 
     with told():
         print(f"wrote {Progress().export(file, learner)}")
@@ -174,7 +174,7 @@ def export(
 
 def import_(file: Annotated[Path, typer.Argument(help="A file that `export` wrote.")]) -> None:
     """Add exported progress to yours; the better result of each exercise stays."""
-    from llmcourse.progress import Progress
+    from llmcourse.exercise.progress import Progress
 
     with told():
         print(f"read {Progress().import_(file)} exercises from {file}")

@@ -1,7 +1,7 @@
 """Tables of what has been recorded: a learner's progress, a class's, and the claims the notebooks measured.
 
 Does:     lays records out as rich tables, or as a file for a spreadsheet.
-Leaves out: how progress is kept (`llmcourse.progress`), how claims are read and judged (`llmcourse.claims`).
+Leaves out: how progress is kept (`llmcourse.exercise.progress`), how claims are read and judged (`llmcourse.claims`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmcourse import progress, zoo
+from llmcourse import zoo
+from llmcourse.exercise import progress
 from llmcourse.pretraining.recipe import RECIPES, Mixture, Recipe, build_model, build_tokenizer, optimizers
 from llmcourse.pretraining.skills import Score, measure
 from llmcourse.train import History, fit

@@ -12,17 +12,24 @@ from .core import display, inline_html
 
 __all__ = ["Status", "card", "card_html"]
 
-Status = Literal["good", "bad", "todo", "info"]
+Status = Literal["good", "bad", "solved", "wrong", "todo", "info"]
 
 # Each colour reads on white and on near-black.
-_LOOKS = {"good": ("✓", "#009E73"), "bad": ("✗", "#D55E00"), "todo": ("○", "#888888"), "info": ("ℹ", "#3B8FD0")}
+_LOOKS = {
+    "good": ("✓", "#009E73"),
+    "bad": ("✗", "#D55E00"),
+    "solved": ("✅", "#009E73"),
+    "wrong": ("❌", "#D55E00"),
+    "todo": ("○", "#888888"),
+    "info": ("ℹ", "#3B8FD0"),
+}
 
 
 def card(status: Status, title: str, body: str = "", *, extra: dict[str, object] | None = None) -> None:
     """Show a small card: a symbol, a title, a few lines.
 
     Args:
-        status: "good" ✓, "bad" ✗, "todo" ○ or "info" ℹ.
+        status: "good" ✓, "bad" ✗, "todo" ○ or "info" ℹ; of an exercise, "solved" ✅ or "wrong" ❌.
         title, body: plain text; `backticks` become code, newlines line breaks.
         extra: more entries (mime type → JSON-able object) for the same display bundle.
 

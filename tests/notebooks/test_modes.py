@@ -10,7 +10,7 @@ from nbformat import NotebookNode
 
 from llmcourse.cli.fingerprint import code_of
 from llmcourse.cli.notebooks import execute
-from llmcourse.progress import Progress
+from llmcourse.exercise.progress import Progress
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 ANSWERS = {"untouched": None, "solved": "reference", "wrong": "misconceptions[0].wrong"}

@@ -73,10 +73,10 @@ def test_a_wrong_answer_is_diagnosed_and_a_right_one_is_taken(open_notebook: Cal
     expect(cell.locator(".jp-OutputArea")).to_contain_text("○")
     type_and_run(page, cell, answer("(logits * temperature).softmax(dim=-1)"))
     diagnosis = get(EXERCISE).misconceptions[0].message.replace("*", "").replace("`", "")
-    expect(cell.locator(".jp-OutputArea")).to_contain_text("✗")
+    expect(cell.locator(".jp-OutputArea")).to_contain_text("❌")
     assert diagnosis in cell.locator(".jp-OutputArea").inner_text().replace("*", "").replace("`", "")
     type_and_run(page, cell, answer("(logits / temperature).softmax(dim=-1)"))
-    expect(cell.locator(".jp-OutputArea")).to_contain_text("✓")
+    expect(cell.locator(".jp-OutputArea")).to_contain_text("✅")
 
 
 def test_dragging_a_slider_changes_the_picture(open_notebook: Callable[[str], Page]):

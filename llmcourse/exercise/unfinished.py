@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable
 from types import CodeType
 
-from llmcourse.grading.guard import code_of
+from llmcourse.exercise.guard import code_of
 
 __all__ = ["unfinished"]
 

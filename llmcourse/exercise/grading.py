@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llmcourse.grading import guard
-from llmcourse.grading.compare import describe, difference
-from llmcourse.grading.unfinished import unfinished
+from llmcourse.exercise import guard
+from llmcourse.exercise.compare import describe, difference
+from llmcourse.exercise.unfinished import unfinished
 
 __all__ = ["Arguments", "Exercise", "Misconception", "Verdict", "difference", "grade", "make_inputs", "run", "unfinished"]
 

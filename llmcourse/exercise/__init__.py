@@ -4,12 +4,12 @@
     def attention(q, k, v, mask=None):
         ...                                  # your code
 
-    correct ──► ✓ card, your function is used below
-    wrong ────► ✗ card with a diagnosis, the package's function is used below
+    correct ──► ✅ card, your function is used below
+    wrong ────► ❌ card with a diagnosis, the package's function is used below
     untouched ► ○ card, the package's function is used below
 
 Does:     the registry, the decorator, hints, solutions, and the self-test that every exercise must pass.
-Leaves out: how answers are judged (llmcourse.grading) and stored (llmcourse.progress); exercises whose answer is a class.
+Leaves out: how answers are judged (`grading`) and stored (`progress`); exercises whose answer is a class.
 Source:   own.
 """
 
@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from llmcourse.grading import Arguments, Exercise, Misconception, Verdict, difference, grade, make_inputs, run
-from llmcourse.progress import ID, Progress
+from llmcourse.exercise.grading import Arguments, Exercise, Misconception, Verdict, difference, grade, make_inputs, run
+from llmcourse.exercise.progress import ID, Progress
 
 __all__ = [
     "Arguments",
@@ -190,7 +190,7 @@ def _hints(task: Exercise, opened: int) -> str:
 
 def _show(task: Exercise, verdict: Verdict) -> None:
     """The card of a verdict."""
-    outcomes = {"solved": ("good", "correct"), "wrong": ("bad", "not yet"), "untouched": ("todo", "yours to write")}
+    outcomes = {"solved": ("solved", "correct"), "wrong": ("wrong", "not yet"), "untouched": ("todo", "yours to write")}
     status, outcome = outcomes[verdict.state]
     effort = f"  {'●' * task.difficulty}{'○' * (3 - task.difficulty)} {task.minutes} min"
     title = f"{task.title}: {outcome}" + (effort if verdict.state == "untouched" else "")
