@@ -104,7 +104,7 @@ def write(
         scores, bits = measure(model, tokenizer, World(recipe.seed)), bits_per_byte(model, tokenizer, World(recipe.seed))
         facts = _facts(model, recipe, history, threads) | {"bits_per_byte": round(bits, 4)}
         log = facts | {"losses": _thinned(history.losses), "skills": history.evaluations}
-        (partial / "training.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        (partial / "training.json").write_text(_json(log), encoding="utf-8", newline="\n")
         (partial / "README.md").write_text(card(name, facts, scores), encoding="utf-8", newline="\n")
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone; a package is read by everyone
@@ -141,6 +141,11 @@ def _facts(model: PreTrainedModel, recipe: Recipe, history: History, threads: in
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("torch", "transformers", "tokenizers", "llmcourse")},
     }
+
+
+def _json(log: dict[str, Any]) -> str:
+    """One line per entry: readable, and not a thousand lines long."""
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in log.items()) + "\n}\n"
 
 
 def _thinned(losses: list[float], every: int = 25) -> list[list[float]]:
