@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import uuid
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -97,10 +98,9 @@ def write(
     partial = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     try:
-        half = model.to(torch.bfloat16)
-        half.save_pretrained(partial)
+        deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
         tokenizer.save_pretrained(partial, save_jinja_files=False)
-        model = model.float().eval()  # the rounded weights: what is shipped is what gets measured
+        model, tokenizer = zoo.load(partial)  # the rounded weights: what ships is what gets measured
         scores, bits = measure(model, tokenizer, World(recipe.seed)), bits_per_byte(model, tokenizer, World(recipe.seed))
         facts = _facts(model, recipe, history, threads) | {"bits_per_byte": round(bits, 4)}
         log = facts | {"losses": _thinned(history.losses), "skills": history.evaluations}
