@@ -310,7 +310,7 @@ def _written(source: _Source, what: str, index: int) -> str:
 
 
 def _revision(name: str, found: HubSet) -> str | None:
-    return "x" if found.converted else revision_of(name.partition(":")[0], "datasets")
+    return "refs/convert/parquet" if found.converted else revision_of(name.partition(":")[0], "datasets")
 
 
 def _from_hub(name: str, found: HubSet, split: str) -> Dataset:
