@@ -1,6 +1,7 @@
 """Every test: offline, one thread, a learner's folder of its own, and shapes checked at run time."""
 
 import os
+import signal
 from pathlib import Path
 
 import jaxtyping
@@ -9,6 +10,10 @@ import pytest
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
 for name in ("LLMCOURSE_STANDIN", "LLMCOURSE_STRICT", "LLMCOURSE_GPU", "LLMCOURSE_WHEEL"):
     os.environ.pop(name, None)
+
+# Tests started in the background inherit an ignored Ctrl-C, and so would the programs they interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything of llmcourse is imported: from here on `Float[Tensor, "batch seq"]` in a signature is a promise that is checked.
 # An int is a fair float here, as it is to type checkers.
