@@ -449,6 +449,13 @@ def test_a_copy_that_fails_half_way_leaves_the_old_file(own, monkeypatch):
     assert not list(own.glob("*.tmp")) and not list(own.glob(".*.tmp"))
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no root")
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1000, False)])
+def test_only_root_passes_jupyter_its_permission(user: int, allowed: bool, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert ("--allow-root" in lab._lab_command(tmp_path / "a.ipynb", browser=False, port=None)) is allowed
+
+
 def test_lab_starts_jupyter_on_the_first_notebook_of_the_learners_folder(tmp_path, monkeypatch):
     called = {}
     monkeypatch.setattr(lab, "start_lab", lambda path, **options: called.update(options, path=path) or 0)

@@ -44,15 +44,20 @@ def sources_hash(path: Path) -> str | None:
 
 def start_lab(notebook: Path, *, browser: bool = True, port: int | None = None) -> int:
     """Serve the notebook's folder in JupyterLab, opened on `notebook`, until it is shut down; return its exit code."""
-    command = [sys.executable, "-m", "jupyterlab", str(notebook), f"--ServerApp.root_dir={notebook.parent}"]
-    command += [] if browser else ["--no-browser"]
-    command += [f"--port={port}"] if port else []
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(_lab_command(notebook, browser, port))
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:  # JupyterLab received it too and asks whether to shut down: let it
             continue
+
+
+def _lab_command(notebook: Path, browser: bool, port: int | None) -> list[str]:
+    command = [sys.executable, "-m", "jupyterlab", str(notebook), f"--ServerApp.root_dir={notebook.parent}"]
+    command += [] if browser else ["--no-browser"]
+    command += [f"--port={port}"] if port else []
+    # In a container the learner is root, and Jupyter would refuse to start; it listens on this machine only, behind its token.
+    return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
 
 
 def write_atomically(path: Path, text: str) -> None:
