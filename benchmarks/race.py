@@ -2,8 +2,10 @@
 
 Does:     both in one process, warmed up, in interleaved pairs whose order alternates, so that whatever else the machine does
           falls on both; the ratio ours / theirs of each pair, its median, and a bootstrap 95 % interval of that median.
-          The goal "≤ g" is met when the interval's upper end is ≤ g + 0.05.
-Leaves out: memory; checking that the work is the same (each race asserts that before it starts).
+          The goal "≤ g" is met when the interval's upper end is ≤ g + 0.05. Memory the same way: the most bytes that torch's
+          allocator held at once during a call, beyond what it held before.
+Leaves out: memory that does not come from torch's CPU allocator (scratch space of the matrix kernels, the interpreter);
+          checking that the work is the same (each race asserts that before it starts).
 Source:   Efron & Tibshirani 1993, ch. 13 (percentile interval).
 """
 
@@ -15,10 +17,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
-__all__ = ["Result", "machine", "race", "report"]
+__all__ = ["Result", "machine", "memory_race", "peak_bytes", "race", "report"]
 
 TOLERANCE = 0.05
 RESULTS = Path(__file__).parent / "results"
@@ -26,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Median seconds of each side, and the ratio ours / theirs with its 95 % interval."""
+    """Median seconds (or another unit) of each side, and the ratio ours / theirs with its 95 % interval."""
 
     name: str
     ours: float
@@ -36,6 +39,7 @@ class Result:
     high: float
     goal: float
     pairs: int
+    unit: str = "s"
 
     @property
     def met(self) -> bool:
@@ -49,12 +53,37 @@ def race(
     """Time `pairs` pairs of calls, ours first in every other one."""
     for _ in range(warmup):
         ours(), theirs()
-    times = [_pair(ours, theirs, swap=bool(i % 2)) for i in range(pairs)]
-    ratios = [a / b for a, b in times]
+    return _result(name, [_pair(ours, theirs, swap=bool(i % 2)) for i in range(pairs)], goal, "s")
+
+
+def memory_race(
+    name: str, ours: Callable[[], object], theirs: Callable[[], object], *, goal: float, pairs: int = 3, warmup: int = 2
+) -> Result:
+    """Peak megabytes of `pairs` pairs of calls; the warm-up makes what lasts, such as an optimiser's state."""
+    for _ in range(warmup):
+        ours(), theirs()
+    return _result(name, [(peak_bytes(ours) / 1e6, peak_bytes(theirs) / 1e6) for _ in range(pairs)], goal, "MB")
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most bytes torch's CPU allocator held at once during the call, beyond what it held before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = run()  # so that a result counts as held
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    held = accumulate((event.nbytes() for event in events), initial=0)
+    del kept
+    return max(held)
+
+
+def _result(name: str, measured: Sequence[tuple[float, float]], goal: float, unit: str) -> Result:
+    ratios = [a / b for a, b in measured]
     low, high = interval(ratios)
-    our_seconds, their_seconds = (statistics.median(side) for side in zip(*times, strict=True))
-    ratio = statistics.median(ratios)
-    return Result(name=name, ours=our_seconds, theirs=their_seconds, ratio=ratio, low=low, high=high, goal=goal, pairs=pairs)
+    ours, theirs = (statistics.median(side) for side in zip(*measured, strict=True))
+    sides = {"ours": ours, "theirs": theirs, "ratio": statistics.median(ratios), "low": low, "high": high}
+    return Result(name=name, **sides, goal=goal, pairs=len(measured), unit=unit)
 
 
 def _pair(ours: Callable[[], object], theirs: Callable[[], object], *, swap: bool) -> tuple[float, float]:
@@ -97,7 +126,14 @@ def report(file: str, results: Sequence[Result]) -> None:
     table = Table("race", "ours", "theirs", "ratio", "95 % interval", "goal", "verdict", title=title)
     for r in results:
         verdict = "[green]met" if r.met else "[red]not met"
-        row = (f"{r.ours:.3f} s", f"{r.theirs:.3f} s", f"{r.ratio:.3f}", f"{r.low:.3f}–{r.high:.3f}", f"≤ {r.goal}", verdict)
+        row = (
+            f"{r.ours:.4g} {r.unit}",
+            f"{r.theirs:.4g} {r.unit}",
+            f"{r.ratio:.3f}",
+            f"{r.low:.3f}–{r.high:.3f}",
+            f"≤ {r.goal}",
+            verdict,
+        )
         table.add_row(r.name, *row)
     Console().print(table)
     content = {"machine": described, "results": [asdict(r) | {"met": r.met} for r in results]}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -58,3 +59,32 @@ def test_report_writes_the_results_and_the_machine(harness, tmp_path, capsys):
     written = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
     assert written["results"][0]["met"] is False and written["machine"]["threads"] >= 1
     assert "not met" in capsys.readouterr().out and list(tmp_path.iterdir()) == [tmp_path / "demo.json"]
+
+
+def test_peak_memory_counts_what_is_held_at_once_and_not_what_was_held_before(harness):
+    before = torch.zeros(1000, 1000)
+
+    def run():
+        big = before + 1  # 4 MB
+        both = big * 2, big * 3  # 12 MB at once
+        del big, both
+        return before + 4  # and 4 MB later
+
+    assert harness.peak_bytes(run) == pytest.approx(12e6, rel=0.01)
+
+
+def test_memory_race_warms_both_sides_up_and_reports_megabytes(harness):
+    kept = []
+
+    def ours():
+        kept.append(torch.zeros(250, 1000)) if not kept else None  # 1 MB that lasts: made in the warm-up
+        return torch.zeros(500, 1000)
+
+    raced = harness.memory_race("x", ours, lambda: torch.zeros(1000, 1000), goal=0.5)
+    assert (raced.ours, raced.theirs, raced.ratio, raced.low, raced.high) == pytest.approx((2, 4, 0.5, 0.5, 0.5), rel=0.01)
+    assert raced.unit == "MB" and raced.met
+
+
+def test_report_names_the_unit(harness, capsys):
+    harness.report("demo", [result(harness, unit="MB")])
+    assert "1 MB" in capsys.readouterr().out

@@ -205,14 +205,15 @@ def test_a_chunks_mask_is_the_last_rows_of_the_whole_mask(window, past):
     pad, n = torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6]), 6
     whole = masks.causal(n, n) if window is None else masks.sliding_window(n, n, window)
     expected = (whole & masks.padding(pad))[:, :, past:]
-    got = masks.decoder(n - past, n, pad, window)
+    got = masks.complete(n - past, n, pad, window=window)
     assert torch.equal(got.expand_as(expected), expected)
 
 
 def test_plain_causal_and_single_steps_need_no_mask():
-    assert masks.decoder(5, 5) is None and masks.decoder(1, 9) is None and masks.decoder(1, 9, window=9) is None
-    assert picture(masks.decoder(1, 4, window=2)) == ["..xx"]
-    assert picture(masks.decoder(2, 4)) == ["xxx.", "xxxx"]
+    assert masks.complete(5, 5) is None and masks.complete(1, 9) is None and masks.complete(1, 9, window=9) is None
+    assert masks.complete(5, 5, torch.ones(2, 5, dtype=torch.long)) is None and masks.complete(5, 5, encoder=True) is None
+    assert picture(masks.complete(1, 4, window=2)) == ["..xx"]
+    assert picture(masks.complete(2, 4)) == ["xxx.", "xxxx"]
 
 
 # Positions, norms, MLP
@@ -576,7 +577,7 @@ def test_an_impossible_config_is_refused(change, problem):
         (torch.zeros(1, 33, dtype=torch.long), {}, "position 32 is beyond the model's 32"),
         (torch.zeros(2, 4, dtype=torch.long), {"attention_mask": torch.ones(2, 5)}, r"attention_mask \(2, 5\) .* \(2, 4\)"),
         (torch.zeros(2, 4, dtype=torch.long), {"positions": torch.ones(2, 5)}, r"positions \(2, 5\) .* \(2, 4\)"),
-        (torch.zeros(1, 2, dtype=torch.long), {"positions": torch.tensor([[0, 40]])}, "position 40 is beyond"),
+        (torch.zeros(1, 2, dtype=torch.long), {"positions": torch.tensor([[0, 40]])}, "positions hold 40, outside"),
     ],
 )
 def test_inputs_the_model_cannot_read_are_refused(ids, options, problem):

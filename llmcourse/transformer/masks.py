@@ -8,18 +8,23 @@
     ■ ■ ■ ·     · ■ ■ ·      ■ ■ ■ ·      · · ■ ■
     ■ ■ ■ ■     · · ■ ■      ■ ■ ■ ■      · · ■ ■
 
-Does:     causal, sliding-window, prefix-LM and padding masks, for whole sequences and for chunks that follow a KV cache.
-Leaves out: additive float masks; block-sparse and document masks.
+A float mask is added to the scores instead: a bias, with −∞ where the query may not look.
+
+Does:     causal, sliding-window, prefix-LM and padding masks, for whole sequences and for chunks that follow a KV cache; a bias
+          and boolean masks joined in one float mask.
+Leaves out: block-sparse and document masks.
 Source:   Vaswani et al. 2017 §3.2.3 (causal); Raffel et al. 2020 §3.2.1 (prefix LM); Beltagy et al. 2020 §3.1 (sliding window).
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["TokenMask", "causal", "decoder", "padding", "prefix_lm", "sliding_window"]
+__all__ = ["Mask", "TokenMask", "causal", "complete", "join", "padding", "prefix_lm", "sliding_window"]
 
 Device = torch.device | str | None
+Mask = Bool[Tensor, "#batch #heads #query key"] | Float[Tensor, "#batch #heads #query key"]
+"""Boolean, or float to be added to the scores: as torch's fused attention reads them."""
 TokenMask = Bool[Tensor, "batch key"] | Int[Tensor, "batch key"]
 """What a tokenizer calls attention_mask: 1 for a token, 0 for padding."""
 
@@ -52,15 +57,23 @@ def padding(attention_mask: TokenMask) -> Bool[Tensor, "batch 1 1 key"]:
     return attention_mask.bool()[:, None, None]
 
 
-def decoder(
-    n_queries: int, n_keys: int, attention_mask: TokenMask | None = None, window: int | None = None, device: Device = None
-) -> Bool[Tensor, "#batch 1 #query key"] | None:
-    """The mask of a decoder's step, or None when plain causal attention is all it says (attention has a fast path for that)."""
-    pad = None if attention_mask is None else padding(attention_mask)
+def join(mask: Mask | None, other: Bool[Tensor, "#batch #heads #query key"]) -> Mask:
+    """Both at once: True where both are; a float `mask` stays float and gets −∞ where `other` is False."""
+    if mask is None:
+        return other
+    return mask & other if mask.dtype == torch.bool else mask.masked_fill(~other, -torch.inf)
+
+
+def complete(
+    n_queries: int, n_keys: int, attention_mask: TokenMask | None = None, *, encoder: bool = False, window: int | None = None,
+    bias: Float[Tensor, "1 heads query key"] | None = None, device: Device = None,
+) -> Mask | None:  # fmt: skip
+    """All that one pass needs to know, or None if that is "everything" in an encoder, "the past" in a decoder: the fast path."""
+    mask = bias
+    if attention_mask is not None and not attention_mask.all():
+        mask = join(mask, padding(attention_mask))
     if window is not None and window < n_keys:
-        order = sliding_window(n_queries, n_keys, window, device)[None, None]
-    elif n_queries > 1 and (pad is not None or n_queries < n_keys):
-        order = causal(n_queries, n_keys, device)[None, None]
-    else:
-        return pad
-    return order if pad is None else order & pad
+        return join(mask, sliding_window(n_queries, n_keys, window, device)[None, None])
+    if not encoder and n_queries > 1 and (mask is not None or n_queries < n_keys):
+        return join(mask, causal(n_queries, n_keys, device)[None, None])
+    return mask

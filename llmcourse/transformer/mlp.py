@@ -3,7 +3,7 @@
     plain:  down(act(up(x)))          gated:  down(act(gate(x)) · up(x))      SwiGLU: act = SiLU; GeGLU: act = GELU
 
 Does:     both forms, with ReLU, SiLU, GELU (exact) and its tanh approximation.
-Leaves out: mixtures of experts.
+Leaves out: mixtures of experts (see moe).
 Source:   Hendrycks & Gimpel 2016 (GELU, both forms); Shazeer 2020 (GLU variants).
 """
 
@@ -27,14 +27,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class MLP(nn.Module):
     """Expand to `d_ff` features, bend, come back."""
 
-    def __init__(self, d_model: int, d_ff: int, *, activation: str = "silu", gated: bool = True, bias: bool = False) -> None:
+    def __init__(
+        self, d_model: int, d_ff: int, *, activation: str = "silu", gated: bool = True, bias: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.act = ACTIVATIONS[activation]
+        self.act, self.dropout = ACTIVATIONS[activation], dropout
         self.gate = nn.Linear(d_model, d_ff, bias=bias) if gated else None
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        if self.gate is None:
-            return self.down(self.act(self.up(x)))
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        hidden = self.act(self.up(x)) if self.gate is None else self.act(self.gate(x)) * self.up(x)
+        return self.down(F.dropout(hidden, self.dropout) if self.training else hidden)
