@@ -1,6 +1,7 @@
 """Data sets by name: those made from the invented town, always there, and the real ones on the hub, behind one `load`.
 
     data.load("town-reviews", "test")                embedded: made on the spot from the town's seed
+    data.load("python-docs")                         embedded: real text, the documentation inside your own Python
     data.load("fancyzhx/ag_news")                    from the hub, parquet only, at the revision in pins.json
     data.load("cardiffnlp/tweet_eval:irony")         a configuration follows the colon
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcourse import pydocs
 from llmcourse.world import KINDS, World, split_of
 from llmcourse.zoo import Offline, revision_of
 
@@ -40,13 +42,18 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedSet:
-    """A set made from the town. `rows(world, split)` yields its rows; two rows are the same if their `key` columns are."""
+    """A set made on this machine. `rows(world, split)` yields its rows; two rows are the same if their `key` columns are.
+
+    sizes: rows of each split; None takes all there are.
+    """
 
     rows: Callable[[World, str], Iterator[Row]]
     key: str
     columns: tuple[str, ...]
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, int, int] | None
     labels: tuple[str, ...] = ()
+    licence: str = "Apache-2.0"
+    revision: str = "shipped"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -111,6 +118,10 @@ def _towns_reviews(world: World, split: str) -> Iterator[Row]:
         yield {"text": question.prompt.removeprefix("Review: ").removesuffix("\nFeeling:"), "label": question.answer}
 
 
+def _python_docs(world: World, split: str) -> Iterator[Row]:
+    return ({"text": each.text, "source": each.source} for each in pydocs.documents() if each.split == split)
+
+
 EMBEDDED: dict[str, EmbeddedSet] = {
     "town": EmbeddedSet(rows=_towns_texts, key="text", columns=("text", "kind"), sizes=(4000, 400, 400)),
     "town-questions": EmbeddedSet(
@@ -124,6 +135,14 @@ EMBEDDED: dict[str, EmbeddedSet] = {
     ),
     "town-reviews": EmbeddedSet(
         rows=_towns_reviews, key="text", columns=("text", "label"), sizes=(2000, 300, 300), labels=("negative", "positive")
+    ),
+    "python-docs": EmbeddedSet(
+        rows=_python_docs,
+        key="text",
+        columns=("text", "source"),
+        sizes=None,
+        licence=pydocs.LICENCE,
+        revision=pydocs.REVISION,
     ),
 }
 
@@ -210,8 +229,8 @@ def _row(name: str, found: EmbeddedSet | HubSet, where: str) -> dict[str, Any]:
         "columns": list(found.columns),
         "labels": list(found.labels),
         "splits": list(found.splits),
-        "licence": found.licence if isinstance(found, HubSet) else "Apache-2.0",
-        "revision": _revision(name, found) if isinstance(found, HubSet) else "shipped",
+        "licence": found.licence,
+        "revision": _revision(name, found) if isinstance(found, HubSet) else found.revision,
     }
 
 
@@ -262,7 +281,8 @@ def _dataset(found: EmbeddedSet | HubSet, rows: list[Row]) -> Dataset:
 @lru_cache(maxsize=8)
 def _embedded(name: str, split: str) -> list[Row]:
     found = EMBEDDED[name]
-    return list(islice(_unique(found.rows(World(), split), found.key), found.sizes[SPLITS.index(split)]))
+    limit = found.sizes[SPLITS.index(split)] if found.sizes else None
+    return list(islice(_unique(found.rows(World(), split), found.key), limit))
 
 
 def _unique(rows: Iterator[Row], key: str) -> Iterator[Row]:

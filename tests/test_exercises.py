@@ -7,7 +7,10 @@ import pytest
 import llmcourse
 from llmcourse.exercise import Exercise, all_exercises, check
 
-TOPICS = sorted(path.parent.name for path in Path(llmcourse.__file__).parent.glob("*/exercises.py"))
+PACKAGE = Path(llmcourse.__file__).parent
+TOPICS = sorted(
+    path.relative_to(PACKAGE).parts[0] for name in ("exercises.py", "exercises/__init__.py") for path in PACKAGE.glob(f"*/{name}")
+)
 EXERCISES = [exercise for topic in TOPICS for exercise in all_exercises(topic)]
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from llmcourse import train
-from llmcourse.train import CheckpointError, TrainConfig, TrainingDiverged, checkpoints, fit, lr_multiplier
+from llmcourse.train import CheckpointError, Recovery, TrainConfig, TrainingDiverged, checkpoints, fit, is_spike, lr_multiplier
+from llmcourse.train.spikes import batch_number
 
 
 class Tiny(nn.Module):
@@ -112,9 +113,45 @@ def test_schedules_without_warmup_equal_transformers():
 
 
 @pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        ("constant", "constant_with_warmup", {}),
+        ("linear", "linear", {}),
+        ("cosine", "cosine", {}),
+        ("inverse-sqrt", "inverse_sqrt", {}),
+        ("wsd", "warmup_stable_decay", {"num_decay_steps": 6, "decay_type": "1-sqrt"}),
+    ],
+)
+def test_schedules_equal_transformers_whose_warmup_wastes_its_first_step(ours, theirs, options):
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(theirs, optimizer, 5, 30, scheduler_specific_kwargs=options)
+    their_rates = []
+    for _ in range(30):
+        their_rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    run = config(steps=30, warmup=5, schedule=ours, decay_share=0.2)
+    our_rates = [lr_multiplier(step, run) for step in range(30)]
+    assert our_rates[:5] == pytest.approx(their_rates[1:6])
+    assert our_rates[5:] == pytest.approx(their_rates[5:])
+
+
+def test_wsd_stays_at_its_peak_and_ends_at_the_final_ratio_also_when_the_decay_would_begin_in_the_warmup():
+    run = config(steps=100, warmup=10, schedule="wsd", decay_share=0.2, final_lr_ratio=0.1)
+    assert [lr_multiplier(s, run) for s in (10, 79, 80, 85, 100)] == pytest.approx([1.0, 1.0, 1.0, 0.55, 0.1])
+    long = config(steps=100, warmup=50, schedule="wsd", decay_share=1.0)
+    assert [lr_multiplier(s, long) for s in (49, 50, 100)] == pytest.approx([1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"schedule": "cosin"}, "schedule 'cosin' is unknown; choose one of constant, linear, cosine, inverse-sqrt"),
+        ({"schedule": "cosin"}, "schedule 'cosin' is unknown; choose one of constant, linear, cosine, inverse-sqrt, wsd"),
+        ({"decay_share": 0.0}, "decay_share is 0.0; choose a value above 0, at most 1"),
+        ({"recover": Recovery(skip=4), "checkpoint_every": 1}, "do not reach back over recover.skip=4 batches; raise keep"),
+        ({"recover": Recovery(), "checkpoint_every": 50, "keep": 1}, "keep=1 checkpoints"),
         ({"precision": "fp16"}, "choose one of float32, bfloat16, float16"),
         ({"warmup": 13}, "warmup is 13 steps of 12; choose 0–12"),
         ({"steps": 0}, "steps is 0; choose 1 or more"),
@@ -313,6 +350,186 @@ def test_weights_gone_bad_behind_a_finite_loss_are_not_saved(tmp_path):
     assert names(tmp_path) == []
 
 
+# ------------------------------------------------------------------------------------------------ loss spikes
+
+
+def test_a_spike_is_a_loss_far_above_the_recent_median_or_not_finite():
+    calm = [1.0 + 0.01 * (-1) ** i for i in range(40)]  # median 1, MAD 0.01: the limit is 1 + 10 · 1.4826 · 0.01
+    recovery = Recovery(window=32, threshold=10)
+    assert [is_spike(x, calm, recovery) for x in (1.148, 1.149, 0.1, math.nan, math.inf)] == [False, True, False, True, True]
+
+
+def test_only_the_window_counts_and_half_of_it_must_be_there():
+    recovery = Recovery(window=8, threshold=10)
+    wild_then_calm = [50.0, 80.0] * 8 + [1.0, 1.1] * 4
+    assert is_spike(5.0, wild_then_calm, recovery)
+    assert is_spike(9.0, [1.0, 1.1, 1.0, 1.1], recovery)
+    assert not is_spike(9.0, [1.0, 1.1, 1.0], recovery)
+    assert is_spike(math.nan, [], recovery)
+
+
+def test_losses_that_hardly_vary_do_not_make_every_rise_a_spike():
+    assert not is_spike(1.05, [1.0] * 64, Recovery(threshold=10))
+
+
+def test_batches_left_out_are_passed_over_and_later_ones_move_up():
+    recoveries = [{"skipped": [5, 6]}, {"skipped": [3, 4, 7]}, {"skipped": [4, 9]}]
+    assert [batch_number(step, recoveries) for step in range(6)] == [0, 1, 2, 8, 10, 11]
+    assert [batch_number(step, []) for step in range(3)] == [0, 1, 2]
+
+
+def poisoned(bad: set[int], factor: float):
+    """Batches of a learnable rule (the next token is the last plus one); a bad one has random labels and a huge weight."""
+
+    def make(i: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(i)
+        ids = torch.randint(0, 50, (4, 8), generator=generator)
+        labels = torch.randint(0, 50, (4, 8), generator=generator) if i in bad else (ids + 1) % 50
+        return {"input_ids": ids, "labels": labels, "weight": torch.tensor(factor if i in bad else 1.0)}
+
+    return make
+
+
+def weighted(model: nn.Module, b: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(b["input_ids"], b["labels"]).loss * b["weight"]
+
+
+def untied() -> nn.Module:
+    model = tiny(0.1)
+    model.head.weight = nn.Parameter(torch.randn(50, 16, generator=torch.Generator().manual_seed(2)) / 4)
+    return model
+
+
+def spiky(**changes: object) -> TrainConfig:
+    return config(**({"steps": 120, "lr": 0.02, "clip": None, "checkpoint_every": 15, "schedule": "constant"} | changes))
+
+
+def last(history: train.History) -> float:
+    return sum(history.losses[-20:]) / 20
+
+
+RECOVER = Recovery(window=16, threshold=10, skip=3)
+
+
+def test_a_run_that_recovers_from_a_poisoned_batch_ends_as_good_as_a_clean_one_and_a_plain_run_does_not(tmp_path):
+    bad = poisoned({70}, 1e4)
+    clean, plain = fit(untied(), poisoned(set(), 1.0), spiky(), loss=weighted), fit(untied(), bad, spiky(), loss=weighted)
+    recovered = fit(untied(), bad, spiky(recover=RECOVER), loss=weighted, directory=tmp_path)
+    assert last(plain) > 10 * last(clean)
+    assert last(recovered) == pytest.approx(last(clean), abs=0.01)
+    (entry,) = recovered.recoveries
+    assert (entry["step"], entry["back_to"], entry["skipped"]) == (70, 60, [68, 69, 70])
+    assert entry["loss"] > 1000
+    assert recovered.steps == 120
+
+
+def test_a_recovered_run_is_bit_identical_to_one_that_never_saw_the_batches_left_out(tmp_path):
+    bad = poisoned({40, 90}, math.nan)
+    recovered = fit(untied(), bad, spiky(recover=RECOVER), loss=weighted, directory=tmp_path)
+    assert [entry["skipped"] for entry in recovered.recoveries] == [[38, 39, 40], [88, 89, 90]]
+    without = [i for i in range(130) if not {*range(38, 41), *range(88, 91)} & {i}]
+    assert recovered.losses == fit(untied(), lambda i: bad(without[i]), spiky(), loss=weighted).losses
+
+
+def test_a_spike_before_the_first_checkpoint_goes_back_to_the_start(tmp_path):
+    history = fit(untied(), poisoned({1}, math.inf), spiky(recover=RECOVER), loss=weighted, directory=tmp_path)
+    assert [(entry["back_to"], entry["skipped"]) for entry in history.recoveries] == [(0, [0, 1])]
+
+
+def test_a_spike_right_after_a_checkpoint_does_not_trust_that_checkpoint(tmp_path):
+    history = fit(untied(), poisoned({46}, math.nan), spiky(recover=RECOVER), loss=weighted, directory=tmp_path)
+    assert [(entry["step"], entry["back_to"], entry["skipped"]) for entry in history.recoveries] == [(46, 30, [44, 45, 46])]
+
+
+def test_a_weight_gone_bad_is_recovered_from_too(tmp_path):
+    def loss(model, b):
+        whole = model.embedding.weight
+        return weighted(model, b | {"weight": 1.0}) + ((whole - whole.detach()).sum().sqrt() if b["weight"] == 7.0 else 0.0)
+
+    run = spiky(recover=Recovery(threshold=1e9, skip=3))  # no finite loss is a spike
+    history = fit(untied(), poisoned({44}, 7.0), run, loss=loss, directory=tmp_path)
+    assert [(entry["step"], entry["loss"], entry["back_to"]) for entry in history.recoveries] == [(44, None, 30)]
+
+
+def test_a_recovered_run_interrupted_and_resumed_gives_the_same_losses(tmp_path):
+    bad, run = poisoned({140}, 1e4), spiky(recover=RECOVER, accumulate=2)  # a micro-batch of update 70
+    whole = fit(untied(), bad, run, loss=weighted, directory=tmp_path / "whole")
+
+    def dying(i: int) -> dict[str, torch.Tensor]:
+        if i == 176:
+            raise ZeroDivisionError
+        return bad(i)
+
+    with pytest.raises(ZeroDivisionError):
+        fit(untied(), dying, run, loss=weighted, directory=tmp_path / "broken")
+    resumed = fit(untied(), bad, run, loss=weighted, directory=tmp_path / "broken")
+    assert (resumed.losses, resumed.recoveries, resumed.tokens) == (whole.losses, whole.recoveries, whole.tokens)
+    assert len(whole.recoveries) == 1
+
+
+def test_going_back_removes_the_checkpoints_after_it(tmp_path):
+    bad = poisoned({46}, math.nan)
+
+    def dying(i: int) -> dict[str, torch.Tensor]:
+        if i == 47:  # the first batch of the second try that the first never reached
+            raise ZeroDivisionError
+        return bad(i)
+
+    with pytest.raises(ZeroDivisionError):
+        fit(untied(), dying, spiky(recover=RECOVER, keep=3), loss=weighted, directory=tmp_path)
+    assert names(tmp_path) == ["step-00000015", "step-00000030"]
+
+
+def test_where_no_checkpoint_is_old_enough_the_oldest_serves_and_only_batches_after_it_are_left_out(tmp_path):
+    bad = poisoned({46}, math.nan)
+    for stop in (44, 45):  # Ctrl-C saves two checkpoints close together, which push out the older ones
+        with pytest.raises(KeyboardInterrupt):
+            fit(
+                untied(),
+                lambda i, stop=stop: (signal.raise_signal(signal.SIGINT) if i == stop else None) or bad(i),
+                spiky(recover=RECOVER),
+                loss=weighted,
+                directory=tmp_path,
+            )
+    assert names(tmp_path) == ["step-00000045", "step-00000046"]
+    history = fit(untied(), bad, spiky(recover=RECOVER), loss=weighted, directory=tmp_path)
+    assert [(entry["back_to"], entry["skipped"]) for entry in history.recoveries] == [(45, [45, 46])]
+
+
+def test_recovery_can_be_switched_on_after_a_run_has_diverged(tmp_path):
+    bad = poisoned({70}, math.nan)
+    with pytest.raises(TrainingDiverged):
+        fit(untied(), bad, spiky(), loss=weighted, directory=tmp_path)
+    history = fit(untied(), bad, spiky(recover=RECOVER), loss=weighted, directory=tmp_path)
+    assert (history.steps, len(history.recoveries)) == (120, 1)
+
+
+def test_data_that_is_bad_for_good_stops_the_run_after_the_limit(tmp_path):
+    run = spiky(recover=Recovery(window=16, skip=3, limit=2))
+    with pytest.raises(TrainingDiverged, match="after 2 recoveries the loss became nan at step 36") as caught:
+        fit(untied(), poisoned(set(range(40, 200)), math.nan), run, loss=weighted, directory=tmp_path)
+    assert math.isnan(caught.value.loss)
+    assert "step-00000030" in names(tmp_path)
+
+
+def test_recovery_without_a_directory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="recover goes back to a checkpoint; give fit a directory"):
+        fit(tiny(), batch, config(recover=Recovery()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"window": 3}, "recover.window is 3; choose 4 or more"),
+        ({"skip": 0}, "recover.skip is 0"),
+        ({"threshold": 0.0}, "above 0"),
+    ],
+)
+def test_impossible_recovery_is_refused(wrong, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        Recovery(**wrong)
+
+
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
@@ -397,13 +614,20 @@ fit(tiny(), batch, config(steps=500, checkpoint_every=1), directory=sys.argv[2])
 """
 
 
+def newest(directory: Path) -> str:
+    return max((name for name in names(directory) if name.startswith("step-")), default="") if directory.exists() else ""
+
+
 def test_run_killed_at_random_moments_ends_as_the_unbroken_one(tmp_path):
     chance = random.Random(0)
     for _ in range(4):
         command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout.readline().strip() == b"ready"
-        time.sleep(chance.uniform(0.03, 0.2))
+        before = newest(tmp_path)
+        while newest(tmp_path) == before:  # however slow the machine: a kill before anything is saved says nothing
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.1))
         process.kill()
         process.communicate()
     assert "step-00000001" < names(tmp_path)[-1] < "step-00000500", "the kills came too early or too late to mean anything"
@@ -466,6 +690,17 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, fil
     assert checkpoints._damage(tmp_path / "step-00000012") is None
 
 
+def test_where_every_checkpoint_is_damaged_the_run_says_that_it_begins_anew(tmp_path):
+    expected = fit(tiny(), batch, config(checkpoint_every=6), directory=tmp_path)
+    for folder in tmp_path.iterdir():
+        (folder / "state.json").write_text("", encoding="utf-8")
+    with pytest.warns(UserWarning) as caught:
+        assert fit(tiny(), batch, config(checkpoint_every=6), directory=tmp_path).losses == expected.losses
+    assert len(caught) == 3
+    assert "no whole checkpoint is left" in str(caught[2].message)
+    assert all(checkpoints._damage(folder) is None for folder in tmp_path.iterdir())
+
+
 def test_damaged_newer_checkpoints_do_not_push_out_the_good_ones(tmp_path):
     fit(tiny(), batch, config(checkpoint_every=6, keep=2), directory=tmp_path)
     (tmp_path / "step-00000012" / "SHA256SUMS").unlink()
@@ -508,6 +743,16 @@ def test_fields_on_watching_and_saving_may_change_between_sittings(tmp_path):
         fit(tiny(), stop_at(7), config(checkpoint_every=4), directory=tmp_path)
     changed = config(checkpoint_every=3, evaluate_every=2, keep=5, device="cpu")
     assert fit(tiny(), batch, changed, directory=tmp_path).steps == 12
+
+
+def test_checkpoint_of_an_older_version_that_lacks_a_field_is_taken_with_its_default(tmp_path, monkeypatch):
+    original = checkpoints._identity
+    monkeypatch.setattr(checkpoints, "_identity", lambda c: {k: v for k, v in original(c).items() if k != "decay_share"})
+    expected = fit(tiny(), batch, config(), directory=tmp_path)
+    monkeypatch.undo()
+    assert fit(tiny(), batch, config(), directory=tmp_path).losses == expected.losses
+    with pytest.raises(ValueError, match=r"made with decay_share=0.2, this config has 0.5"):
+        fit(tiny(), batch, config(decay_share=0.5), directory=tmp_path)
 
 
 def test_checkpoint_of_another_model_is_refused_with_the_parameter(tmp_path):

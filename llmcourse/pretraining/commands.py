@@ -1,6 +1,6 @@
-"""The commands of this topic: `llmcourse pretrain NAME`, and `llmcourse measure skills`.
+"""The commands of this topic: `llmcourse pretrain NAME`, and `llmcourse measure skills` or `scaling`.
 
-Does:     remakes an embedded model; prints what it can do.
+Does:     remakes an embedded model; prints what it can do; trains the grid of small models behind the scaling laws.
 Leaves out: the work, which is imported when a command is called.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["MEASUREMENTS", "pretrain", "register", "skills"]
+__all__ = ["MEASUREMENTS", "pretrain", "register", "scaling", "skills"]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,4 +59,16 @@ def skills() -> None:
     Console().print(table)
 
 
-MEASUREMENTS: dict[str, Callable[[], None]] = {"skills": skills}
+def scaling() -> None:
+    """Train the grid of small models behind the scaling laws (about 20 minutes); finished runs are kept."""
+    from llmcourse.pretraining import scaling_grid
+
+    try:
+        measured = scaling_grid.run_grid()
+    except KeyboardInterrupt:
+        print("finished runs are kept; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{len(measured.runs)} runs in {measured.provenance['minutes']} minutes are in {scaling_grid.FILE}")
+
+
+MEASUREMENTS: dict[str, Callable[[], None]] = {"skills": skills, "scaling": scaling}

@@ -21,7 +21,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,21 @@ class Checkpoints:
                 self.latest = path
                 return True
             warnings.warn(f"skipping the damaged checkpoint {path}: {damage}", stacklevel=4)
+        if self._all():
+            warnings.warn(f"no whole checkpoint is left in {self.directory}: the run begins anew", stacklevel=4)
         return False
+
+    def go_back(self, run: Run, step: int) -> bool:
+        """Load the newest whole checkpoint that holds no update from `step` on (else the oldest), and remove all after it."""
+        whole = [path for path in self._all() if _damage(path) is None]
+        if not whole:
+            return False
+        self.latest = next((path for path in whole if _step_of(path) <= step), whole[-1])
+        _load(self.latest, run)
+        for path in self._all():
+            if _step_of(path) > _step_of(self.latest):
+                _discard(path)
+        return True
 
     def save(self, run: Run) -> None:
         """Write the checkpoint of `run`, then remove those too old to keep."""
@@ -160,9 +174,11 @@ def _load(path: Path, run: Run) -> None:
 
 def _refuse_another(path: Path, run: Run, state: dict[str, Any], saved: dict[str, Tensor]) -> None:
     ways = "Choose another directory, or resume=False to delete the old run and start anew."
+    defaults = {field.name: field.default for field in fields(TrainConfig)}  # an older llmcourse knew fewer fields
     for name, now in _identity(run.config).items():
-        if state["config"].get(name) != now:
-            raise ValueError(f"{path} was made with {name}={state['config'].get(name)!r}, this config has {now!r}. {ways}")
+        then = state["config"].get(name, defaults[name])
+        if then != now:
+            raise ValueError(f"{path} was made with {name}={then!r}, this config has {now!r}. {ways}")
     names = [type(o).__name__ for o in run.optimizers]
     if state["optimizer_names"] != names:
         raise ValueError(f"{path} was made with the optimizers {state['optimizer_names']}, this run has {names}. {ways}")
@@ -182,7 +198,7 @@ def _pairs(here: dict[str, Tensor], there: dict[str, Tensor]) -> dict[str, tuple
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """The fields that decide the numbers of a run; those on how it is watched and saved may change between sittings."""
-    free = {"device", "evaluate_every", "checkpoint_every", "keep", "bar"}
+    free = {"recover", "device", "evaluate_every", "checkpoint_every", "keep", "bar"}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items() if name not in free}
 
 

@@ -22,6 +22,7 @@ from llmcourse.train import random_state
 from llmcourse.train.checkpoints import Checkpoints
 from llmcourse.train.schedules import lr_multiplier
 from llmcourse.train.settings import History, TrainConfig
+from llmcourse.train.spikes import batch_number, is_spike
 
 __all__ = ["TrainingDiverged", "adamw", "decay_groups", "fit"]
 
@@ -34,10 +35,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or a parameter is no longer a finite number. `step`, `lr` and the last good `losses` say where it began."""
+    """The loss or a parameter is no longer a finite number, or the loss spiked in a run that was to recover from spikes.
 
-    def __init__(self, what: str, step: int, lr: float, losses: list[float]) -> None:
-        self.step, self.lr, self.losses = step, lr, losses
+    `step`, `lr` and the last good `losses` say where it began; `loss` is the bad one, None where a parameter went bad.
+    """
+
+    def __init__(self, what: str, step: int, lr: float, losses: list[float], loss: float | None = None) -> None:
+        self.what, self.step, self.lr, self.losses, self.loss = what, step, lr, losses, loss
         last = ", ".join(f"{x:.4g}" for x in losses) or "none: it was so from the start"
         super().__init__(
             f"{what} at step {step} (lr {lr:.3g}; last good losses: {last}). "
@@ -83,20 +87,28 @@ def fit(
     With a `directory` the run is saved there every `checkpoint_every` updates, at the end and on Ctrl-C, and `resume` goes on
     from the newest whole checkpoint (`resume=False` deletes what is there and starts anew). Losses after resuming are
     bit-identical on CPU, dropout included; on CUDA as far as its kernels are deterministic. Python's, NumPy's and torch's
-    generators are seeded with `config.seed`.
+    generators are seeded with `config.seed`. With `config.recover` a loss spike sends the run back to a checkpoint from before
+    it, and on without the batches around it; on CUDA every loss is then read at once, which makes the device wait.
 
     Raises: TrainingDiverged on a loss that is NaN or infinite; CheckpointError when the disk is full; ValueError when the
     checkpoint belongs to another config, model or optimizer; KeyboardInterrupt after Ctrl-C, once the step is finished and saved.
     """
+    if config.recover and directory is None:
+        raise ValueError("recover goes back to a checkpoint; give fit a directory, or set recover=None")
     run = Run(model, config, optimizer or adamw)
     store = None if directory is None else Checkpoints(Path(directory), config.keep)
     _begin(run, store, resume)
     try:
         with _training(model), _Interrupt() as interrupt, _Bar(run) as bar:
-            for step in range(run.history.steps, config.steps):
-                run.update(step, batch, loss or _own_loss)
-                bar.advance()
-                _after_step(run, step + 1, evaluate, store, interrupt)
+            step = run.history.steps
+            while step < config.steps:
+                try:
+                    run.update(step, batch, loss or _own_loss)
+                    bar.advance()
+                    _after_step(run, step + 1, evaluate, store, interrupt)
+                    step += 1
+                except TrainingDiverged as spike:
+                    step = _go_back(run, store, spike)
     except KeyboardInterrupt:
         print(_how_to_go_on(run, store))
         raise
@@ -108,8 +120,29 @@ def _begin(run: Run, store: Checkpoints | None, resume: bool) -> None:
     if store is None:
         return
     store.prepare(fresh=not resume)
-    if store.restore(run) and run.config.bar:
-        print(f"resumed from {store.latest}: {run.history.steps}/{run.config.steps} steps done")
+    if store.restore(run):
+        if run.config.bar:
+            print(f"resumed from {store.latest}: {run.history.steps}/{run.config.steps} steps done")
+    elif run.config.recover:
+        store.save(run)  # something to go back to, should the first steps already spike
+
+
+def _go_back(run: Run, store: Checkpoints | None, spike: TrainingDiverged) -> int:
+    """Return to before the spike, its batches left out from now on; gives the step to go on with, or raises `spike` again."""
+    recover, before = run.config.recover, run.history
+    if recover is None or store is None:
+        raise spike
+    if len(before.recoveries) >= recover.limit:
+        what = f"after {recover.limit} recoveries {spike.what}"
+        raise TrainingDiverged(what, spike.step, spike.lr, spike.losses, spike.loss) from None
+    first = max(0, spike.step - recover.skip + 1)
+    if not store.go_back(run, first):
+        raise spike
+    step = run.history.steps
+    skipped = [batch_number(s, before.recoveries) for s in range(max(first, step), spike.step + 1)]
+    entry = {"step": spike.step, "loss": spike.loss, "back_to": step, "skipped": skipped}
+    run.history.recoveries, run.history.seconds = [*before.recoveries, entry], before.seconds
+    return step
 
 
 def _after_step(run: Run, done: int, evaluate: Evaluate | None, store: Checkpoints | None, interrupt: _Interrupt) -> None:
@@ -174,13 +207,14 @@ class Run:
         self._apply()
         self.pending.append(total)
         self.history.lrs.append(float(self.optimizers[0].param_groups[0]["lr"]))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or self.config.recover:
             self.settle()
 
     def _gradients(self, step: int, batch: Batch, loss: Loss) -> Tensor:
         share, total = self.config.accumulate, torch.zeros((), device=self.device)
+        first = batch_number(step, self.history.recoveries) * share
         for k in range(share):
-            micro = _to(batch(step * share + k), self.device)
+            micro = _to(batch(first + k), self.device)
             if isinstance(micro, Mapping) and isinstance(micro.get("input_ids"), Tensor):
                 self.history.tokens += micro["input_ids"].numel()
             with self._autocast():
@@ -209,7 +243,7 @@ class Run:
             p.grad = None
 
     def settle(self) -> None:
-        """Bring the pending losses into the history; raises TrainingDiverged at the first that is not finite."""
+        """Bring the pending losses into the history; raises TrainingDiverged at the first that is not finite, or a spike."""
         now = time.perf_counter()
         self.history.seconds += now - self.clock
         self.clock = now
@@ -217,7 +251,9 @@ class Run:
         self.pending.clear()
         for value in values:
             if not math.isfinite(value):
-                self._diverged(f"the loss became {value}", self.history.steps)
+                self._diverged(f"the loss became {value}", self.history.steps, value)
+            if self.config.recover and is_spike(value, self.history.losses, self.config.recover):
+                self._diverged(f"the loss spiked to {value:.4g}", self.history.steps, value)
             self.history.losses.append(value)
 
     def check(self) -> None:
@@ -226,8 +262,8 @@ class Run:
         if not all(torch.stack([torch.isfinite(p).all() for p in self.trainable]).tolist()):
             self._diverged("a parameter stopped being finite", self.history.steps - 1)
 
-    def _diverged(self, what: str, step: int) -> None:
-        raise TrainingDiverged(what, step, self.history.lrs[step], self.history.losses[-5:])
+    def _diverged(self, what: str, step: int, loss: float | None = None) -> None:
+        raise TrainingDiverged(what, step, self.history.lrs[step], self.history.losses[-5:], loss)
 
     def evaluate(self, evaluate: Evaluate, done: int) -> None:
         """Record evaluate(model, done), leaving modes and random numbers as they were."""
@@ -326,8 +362,10 @@ class _Bar:
         history = self.run.history
         seconds, tokens = history.seconds - self.began, history.tokens - self.tokens
         notes = [f"loss {history.losses[-1]:.4g}", f"lr {history.lrs[-1]:.2g}"]
-        if tokens and seconds:
+        if tokens > 0 and seconds:
             notes.append(f"{tokens / seconds:,.0f} tokens/s")
+        if history.recoveries:
+            notes.append(f"spikes passed {len(history.recoveries)}")
         if history.evaluations:
             notes += [f"{name} {value:.4g}" for name, value in history.evaluations[-1].items() if name != "step"]
         self.bar.set_postfix_str(" · ".join(notes), refresh=False)
