@@ -4,9 +4,12 @@
     data.load("python-docs")                         embedded: real text, the documentation inside your own Python
     data.load("fancyzhx/ag_news")                    from the hub, parquet only, at the revision in pins.json
     data.load("cardiffnlp/tweet_eval:irony")         a configuration follows the colon
+    data.load("twin-irony", "test")                  embedded: its twin, with the same columns and class names
+    data.best("twin-irony")                          the best score anyone can reach on it
 
 Does:     every set is a `datasets.Dataset` with class names; the splits of an embedded set share no text. With
-          LLMCOURSE_STANDIN=1 a hub name gives a small twin from the town with the same columns, types and class names.
+          LLMCOURSE_STANDIN=1 a hub name gives the first rows of its twin. Of a twin also the best achievable score and the
+          difficulty of every row.
 Leaves out: streaming, data sets that need a script or an account.
 Source:   the data-set cards on huggingface.co.
 """
@@ -21,17 +24,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from llmcourse import pydocs
-from llmcourse.world import KINDS, World, split_of
+from llmcourse.world import KINDS, World, split_of, twins
 from llmcourse.zoo import Offline, revision_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-__all__ = ["EMBEDDED", "HUB", "EmbeddedSet", "HubSet", "Offline", "catalogue", "hub_names", "load"]
+__all__ = ["EMBEDDED", "HUB", "EmbeddedSet", "HubSet", "Offline", "best", "catalogue", "difficulties", "hub_names", "load"]
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -65,14 +67,13 @@ class EmbeddedSet:
 class HubSet:
     """A set of the hub.
 
-    files: the parquet files of a split. twin: what the stand-in writes for each label, a kind of the town's text or a feeling.
+    files: the parquet files of a split. embedded: its twin, which stands in for it and can be had offline.
     converted: the repository holds a script; its rows are in the hub's own parquet conversion.
     """
 
     files: str
     text: str
     labels: tuple[str, ...]
-    twin: tuple[str, ...]
     splits: tuple[str, ...]
     licence: str
     embedded: str
@@ -115,7 +116,7 @@ def _towns_sums(world: World, split: str) -> Iterator[Row]:
 def _towns_reviews(world: World, split: str) -> Iterator[Row]:
     for i in count():
         question = world.question("review", i, split, size=1)
-        yield {"text": question.prompt.removeprefix("Review: ").removesuffix("\nFeeling:"), "label": question.answer}
+        yield {"text": question.prompt.partition(": ")[2].removesuffix("\nFeeling:"), "label": question.answer}
 
 
 def _python_docs(world: World, split: str) -> Iterator[Row]:
@@ -147,66 +148,75 @@ EMBEDDED: dict[str, EmbeddedSet] = {
 }
 
 FEELINGS = ("negative", "neutral", "positive")
-STANCES = ("abortion", "atheism", "climate", "feminist", "hillary")
+# the five targets of the real set beside the five questions of the town
+STANCES = {"abortion": "bridge", "atheism": "bells", "climate": "fishing", "feminist": "market", "hillary": "plan"}
+
+
+def _twins_rows(name: str) -> Callable[[World, str], Iterator[Row]]:
+    column = twins.TWINS[name].column
+    return lambda world, split: ({column: each.text, "label": each.label} for each in twins.examples(name, split))
+
+
+EMBEDDED |= {
+    name: EmbeddedSet(
+        rows=_twins_rows(name), key=twin.column, columns=(twin.column, "label"), sizes=twin.sizes, labels=twin.labels
+    )
+    for name, twin in twins.TWINS.items()
+}
+# The sets for instructions, preferences, entities and drift belong here: rows(world, split), key, columns, sizes.
 
 HUB: dict[str, HubSet] = {
     "fancyzhx/ag_news": HubSet(
         files="data/{split}-*.parquet",
         text="text",
         labels=("World", "Sports", "Business", "Sci/Tech"),
-        twin=("news", "story", "price", "biography"),
         splits=("train", "test"),
         licence="unknown",
-        embedded="town",
+        embedded="twin-ag-news",
     ),
     "stanfordnlp/imdb": HubSet(
         files="plain_text/{split}-*.parquet",
         text="text",
         labels=("neg", "pos"),
-        twin=("negative", "positive"),
         splits=("train", "test", "unsupervised"),
         licence="other",
-        embedded="town-reviews",
+        embedded="twin-imdb",
     ),
     "FinanceInc/auditor_sentiment": HubSet(
         files="data/{split}-*.parquet",
         text="sentence",
         labels=FEELINGS,
-        twin=("negative", "news", "positive"),
         splits=("train", "test"),
         licence="unknown",
-        embedded="town-reviews",
+        embedded="twin-auditor",
     ),
     "takala/financial_phrasebank:sentences_allagree": HubSet(
         files="sentences_allagree/{split}/*.parquet",
         text="sentence",
         labels=FEELINGS,
-        twin=("negative", "news", "positive"),
         splits=("train",),
         licence="CC-BY-NC-SA-3.0",
-        embedded="town-reviews",
+        embedded="twin-phrasebank",
         converted=True,
     ),
     "cardiffnlp/tweet_eval:irony": HubSet(
         files="irony/{split}-*.parquet",
         text="text",
         labels=("non_irony", "irony"),
-        twin=("positive", "negative"),
         splits=SPLITS,
         licence="unknown",
-        embedded="town-reviews",
+        embedded="twin-irony",
     ),
 } | {
     f"cardiffnlp/tweet_eval:stance_{target}": HubSet(
         files=f"stance_{target}/{{split}}-*.parquet",
         text="text",
         labels=("none", "against", "favor"),
-        twin=("biography", "negative", "positive"),
         splits=SPLITS,
         licence="unknown",
-        embedded="town-reviews",
+        embedded=f"twin-stance:{ours}",
     )
-    for target in STANCES
+    for target, ours in STANCES.items()
 }
 
 
@@ -247,7 +257,7 @@ def load(name: str, split: str = "train") -> Dataset:
         raise ValueError(f'"{name}" has no split "{split}"; choose one of {", ".join(found.splits)}')
     if isinstance(found, EmbeddedSet):
         return _dataset(found, _embedded(name, split))
-    return _standin(name, found, split) if os.environ.get("LLMCOURSE_STANDIN") == "1" else _from_hub(name, found, split)
+    return _standin(found, split) if os.environ.get("LLMCOURSE_STANDIN") == "1" else _from_hub(name, found, split)
 
 
 def _find(name: str) -> EmbeddedSet | HubSet:
@@ -295,35 +305,40 @@ def _unique(rows: Iterator[Row], key: str) -> Iterator[Row]:
 
 # ---------------------------------------------------------------------------------------------------------------- stand-ins
 
-TWIN_ROWS = {"train": 240, "unsupervised": 240}  # other splits: 60
+STANDIN_ROWS = {"train": 240, "unsupervised": 240}  # other splits: 60
 
 
-class _Source(NamedTuple):
-    world: World
-    split: str
-
-
-def _standin(name: str, found: HubSet, split: str) -> Dataset:
-    """The twin of a hub set: the same columns, types and class names, classes in equal parts, text of the town."""
-    world, rng = World(), Random(f"{name}/{split}")
-    labels = [i % len(found.labels) for i in range(TWIN_ROWS.get(split, 60))]
-    rng.shuffle(labels)
-    source = _Source(world, split if split in SPLITS else "train")
-    rows = [{found.text: _written(source, found.twin[label], i), "label": label} for i, label in enumerate(labels)]
+def _standin(found: HubSet, split: str) -> Dataset:
+    """The first rows of the twin of a hub set: the same columns, types and class names; "unsupervised" has no labels."""
+    rows = _embedded(found.embedded, split if split in SPLITS else "train")[: STANDIN_ROWS.get(split, 60)]
     return _dataset(found, rows if split != "unsupervised" else [row | {"label": -1} for row in rows])
 
 
-def _written(source: _Source, what: str, index: int) -> str:
-    """Text number `index` that says `what`: a review with that feeling, prices, or a document of that kind."""
-    world, split = source
-    if what == "price":
-        wares = Random(f"{split}/{index}").sample(world.wares, 2)
-        return " ".join(f"The price of {ware.name} is {ware.facts['price']} coins." for ware in wares)
-    if what not in ("negative", "positive"):
-        return world.document(what, index, split).strip()
-    drawn = (world.question("review", i, split, size=1) for i in count(index * 1000))
-    review = next(question for question in drawn if question.answer == what)
-    return review.prompt.removeprefix("Review: ").removesuffix("\nFeeling:")
+# ---------------------------------------------------------------------------------------------------------------- twins
+
+
+def best(name: str, split: str = "test") -> dict[str, float]:
+    """The best achievable `accuracy` and `macro_f1` on a twin: some of its labels are wrong, and nobody can know which.
+
+    Raises: ValueError for a set that is no twin, or an unknown split.
+    """
+    return twins.best(_twin(name), split)
+
+
+def difficulties(name: str, split: str = "test") -> list[str]:
+    """What makes each row of a twin easy or hard, in the order of the rows: "plain", "rare", "negation", "mixed" …
+
+    Raises: ValueError for a set that is no twin, or an unknown split.
+    """
+    return [example.difficulty for example in twins.examples(_twin(name), split)]
+
+
+def _twin(name: str) -> str:
+    found = _find(name)
+    if name in twins.TWINS:
+        return name
+    instead = f'its twin is "{found.embedded}"' if isinstance(found, HubSet) else f"the twins are {', '.join(twins.TWINS)}"
+    raise ValueError(f'only a twin knows its best achievable score and its difficulties, and "{name}" is none; {instead}')
 
 
 # ---------------------------------------------------------------------------------------------------------------- the hub

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmcourse import data
+from llmcourse.world import twins
 
 
 @pytest.fixture
@@ -44,12 +45,11 @@ def test_reviews_carry_class_names_and_both_classes() -> None:
 
 
 def test_the_label_of_a_review_is_the_feeling_of_its_words() -> None:
-    plain = [row for row in data.load("town-reviews", "test") if row["text"] == "The soup was great."] or [
-        row for row in data.load("town-reviews", "train") if row["text"].endswith(("was great.", "was lovely.", "was perfect."))
-    ]
-    plain = [row for row in plain if not any(word in row["text"] for word in ("not", "never", "Nobody"))]
-    assert plain
-    assert {row["label"] for row in plain} == {1}
+    told = {row["text"]: row["label"] for row in data.load("town-reviews", "train")}
+    plain = {text: label for text, label in told.items() if text.endswith(("was great.", "was lovely.", "was perfect."))}
+    plain = {text: label for text, label in plain.items() if not any(word in text for word in ("not", "never", "Nobody"))}
+    assert len(plain) > 3
+    assert set(plain.values()) == {1}
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one() -> None:
@@ -89,7 +89,7 @@ def test_offline_the_message_names_the_set_the_reason_the_embedded_twin_and_the_
     with pytest.raises(data.Offline) as refused:
         data.load("stanfordnlp/imdb")
     message = str(refused.value)
-    for part in ('"stanfordnlp/imdb"', "no route to the hub.", 'data.load("town-reviews")', "LLMCOURSE_STANDIN=1", "cache"):
+    for part in ('"stanfordnlp/imdb"', "no route to the hub.", 'data.load("twin-imdb")', "LLMCOURSE_STANDIN=1", "cache"):
         assert part in message
     assert "\n" not in message and "More words" not in message
 
@@ -151,12 +151,43 @@ def test_a_stand_in_has_the_columns_types_and_class_names_of_the_original(standi
     assert all(twin[found.text])
 
 
+@pytest.mark.parametrize("name", data.HUB)
+def test_a_stand_in_is_the_beginning_of_its_twin(standin: None, name: str) -> None:
+    found = data.HUB[name]
+    standing, twin = data.load(name, "train"), data.load(found.embedded, "train")
+    assert standing.to_list() == twin.select(range(len(standing))).to_list()
+    assert standing.features == twin.features
+
+
 def test_the_classes_of_a_stand_in_can_be_told_apart_by_their_words(standin: None) -> None:
     """A stand-in whose text did not depend on the label would let a broken classifier pass."""
     news = data.load("fancyzhx/ag_news")
-    starts = {label: {row["text"].split()[0] for row in news if row["label"] == label} for label in range(4)}
-    assert starts[0] == {"Larkham"}
-    assert "Larkham" not in starts[1] | starts[2] | starts[3]
+    topics = [row["label"] for row in news if "the match" in row["text"].lower()]
+    assert len(topics) >= 5
+    assert topics.count(1) > len(topics) / 2
+
+
+def test_the_best_score_of_a_twin_is_that_of_its_true_labels() -> None:
+    scores, labels = data.best("twin-irony"), data.load("twin-irony", "test")["label"]
+    truth = [each.truth for each in twins.examples("twin-irony", "test")]
+    assert scores["accuracy"] == sum(a == b for a, b in zip(labels, truth, strict=True)) / 1000 < 1
+    assert set(scores) == {"accuracy", "macro_f1"}
+
+
+def test_difficulties_stand_in_the_order_of_the_rows() -> None:
+    rows, tags = data.load("twin-imdb", "validation"), data.difficulties("twin-imdb", "validation")
+    assert len(rows) == len(tags)
+    mixed = [row["text"] for row, tag in zip(rows, tags, strict=True) if tag == "mixed"]
+    assert mixed
+    assert all(any(said in text for said in ("it was", "I call it", "I do not call it")) for text in mixed)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("fancyzhx/ag_news", 'its twin is "twin-ag-news"'), ("town-sums", "the twins are twin-ag-news, ")]
+)
+def test_a_set_that_is_no_twin_has_no_best_score_and_says_which_has(name: str, instead: str) -> None:
+    with pytest.raises(ValueError, match=f'"{name}" is none; {instead}'):
+        data.best(name)
 
 
 def test_every_row_of_the_catalogue_can_be_loaded_by_its_name(standin: None) -> None:

@@ -6,6 +6,7 @@ Leaves out: the work itself, which each command imports when it is called, so th
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MEASUREMENTS", "add_topics", "build", "main", "speak_utf8"]
 
-MEASUREMENTS: dict[str, Callable[[], None]] = {}
+MEASUREMENTS: dict[str, Callable[..., None]] = {}
 
 
 def main() -> None:
@@ -197,7 +198,10 @@ def claims(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         console().print(claims_table(rows))
 
 
-def measure(name: Annotated[str | None, typer.Argument(help="Which measurement; without it, the list.")] = None) -> None:
+def measure(
+    name: Annotated[str | None, typer.Argument(help="Which measurement; without it, the list.")] = None,
+    of: Annotated[str | None, typer.Argument(help="What to measure, where there is a choice, e.g. skills tiny-bert.")] = None,
+) -> None:
     """Compute a whole measured grid that a notebook reruns only in part."""
     from .checkout import nearest
 
@@ -207,9 +211,11 @@ def measure(name: Annotated[str | None, typer.Argument(help="Which measurement; 
         print("" if MEASUREMENTS else "no measurement yet")
     elif name not in MEASUREMENTS:
         fail(f"no measurement {name!r}{nearest(name, MEASUREMENTS)}")
+    elif of is not None and not inspect.signature(MEASUREMENTS[name]).parameters:
+        fail(f"the measurement {name!r} takes no choice; leave out {of!r}")
     else:
         with told():
-            MEASUREMENTS[name]()
+            MEASUREMENTS[name](*([] if of is None else [of]))
 
 
 def pin() -> None:

@@ -41,22 +41,20 @@ def pretrain(
     print(f"{name} is ready in {folder}")
 
 
-def skills() -> None:
-    """Measure what the embedded tiny-gpt can do, and print it as a table."""
+def skills(name: str = "tiny-gpt") -> None:
+    """Measure what an embedded model can do, and print it: `llmcourse measure skills NAME`."""
     from rich.console import Console
     from rich.table import Table
 
     from llmcourse import zoo
-    from llmcourse.pretraining.making import skill_rows
-    from llmcourse.pretraining.skills import measure
+    from llmcourse.pretraining.making import measured
     from llmcourse.world import World
 
-    model, tokenizer = zoo.load("tiny-gpt")
-    rows = skill_rows(measure(model, tokenizer, World()))
-    table = Table(*rows[0], title="Skills of tiny-gpt")
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    for title, rows in measured(*zoo.load(name), World()).items():
+        table = Table(*rows[0], title=f"{name}: {title}")
+        for row in rows:
+            table.add_row(*row.values())
+        Console().print(table)
 
 
 def scaling() -> None:
@@ -71,4 +69,4 @@ def scaling() -> None:
     print(f"{len(measured.runs)} runs in {measured.provenance['minutes']} minutes are in {scaling_grid.FILE}")
 
 
-MEASUREMENTS: dict[str, Callable[[], None]] = {"skills": skills, "scaling": scaling}
+MEASUREMENTS: dict[str, Callable[..., None]] = {"skills": skills, "scaling": scaling}

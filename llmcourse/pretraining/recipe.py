@@ -1,41 +1,57 @@
-"""How tiny-gpt is made: its tokenizer, its shape, the order of its lessons, its optimizers.
+"""How the embedded models are made: one tokenizer, seven shapes, the order of the lessons, the optimizers.
 
-    world ──► byte-level BPE, 1,024 tokens
-          └─► step → mixture of its stage → documents → rows of tokens ──► fit ──► model
+    world ──► byte-level BPE, 2,048 tokens, shared by all
+          └─► step → mixture of its stage → documents → rows of tokens → objective ──► fit ──► model
 
-The order matters more than the amount: copying is taught first, in many small steps, because answering from a given text grows
-out of it; facts, sums and longer contexts follow. Initial weights are as large as 1/√width: with the usual 0.02 this small model
-stays at chance on copying for millions of tokens.
+    tiny-gpt    Llama    causal            tiny-gpt-small
+    tiny-bert   BERT     masked            tiny-bert-small
+    tiny-t5     T5 v1.1  span corruption   tiny-t5-small, tiny-t5-mini
+
+The order matters more than the amount: tiny-gpt is taught copying first, in many small steps, because answering from a given text
+grows out of it; facts, sums and longer contexts follow. Initial weights are as large as 1/√width: with the usual 0.02 these small
+models stay at chance on copying for millions of tokens.
 
 Does:     everything from the seed; step n is the same batch on every machine, so a run can be resumed exactly.
-Leaves out: other sizes and families; de-duplication and filtering (the town's text is clean).
-Source:   Touvron et al. 2023 (Llama); Jordan 2024 (Muon); Olsson et al. 2022 (copying first: induction heads).
+Leaves out: de-duplication and filtering (the town's text is clean: see `pipeline` for text that is not).
+Source:   Touvron et al. 2023 (Llama); Devlin et al. 2019 (BERT); Raffel et al. 2020 (T5); Jordan 2024 (Muon); Olsson et al. 2022
+          (copying first: induction heads).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
+from llmcourse.pretraining import objectives
 from llmcourse.train import TrainConfig
 from llmcourse.world import World
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["RECIPES", "Mixture", "Recipe", "Stage", "build_model", "build_tokenizer", "optimizers"]
 
-SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+SENTINELS = 32
+SPECIAL_TOKENS = (
+    "<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<|mask|>", "<|sep|>",
+    *(f"<|extra_{i}|>" for i in range(SENTINELS)),
+)  # fmt: skip
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+FRAMES = {  # what an encoding begins and ends with: one text, two texts
+    "gpt": ("<|bos|> $A", "<|bos|> $A $B"),
+    "bert": ("<|bos|> $A <|sep|>", "<|bos|> $A <|sep|> $B:1 <|sep|>:1"),
+    "t5": ("$A <|eos|>", "$A <|eos|> $B <|eos|>"),
+}
+VOCABULARY = 2048
+MASKED, NOISE, SPAN = 0.15, 0.15, 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +65,23 @@ class Stage:
     rows: int
     length: int
     shares: dict[str, float]
-    sizes: dict[str, tuple[int, int]]
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights, apart from the world itself."""
+    """Everything that decides the weights, apart from the world itself. `family` is gpt, bert or t5."""
 
-    SHAPE: ClassVar = ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width", "context")
-
+    family: str
     steps: int
     stages: tuple[Stage, ...]
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
     seed: int = 0
-    vocab_size: int = 1024
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
-    kv_heads: int = 2
-    mlp_width: int = 512
+    vocab_size: int = VOCABULARY
     context: int = 512
     muon_lr: float = 0.02
     adamw_lr: float = 3e-3
@@ -91,65 +106,75 @@ class Recipe:
         )
 
 
-TINY_GPT = Recipe(
-    steps=7500,
-    stages=(
-        Stage(
-            until=0.13,
-            rows=5,
-            length=256,
-            shares={"copy": 0.35, "context": 0.35, "biography": 0.1, "calculation": 0.1, "sorting": 0.1},
-            sizes={"context": (1, 1), "copy": (3, 8)},
-        ),
-        Stage(
-            until=0.4,
-            rows=6,
-            length=256,
-            shares={
-                "biography": 0.06, "story": 0.05, "news": 0.03, "closed-book": 0.15, "context": 0.22, "copy": 0.05,
-                "calculation": 0.1, "sum-steps": 0.08, "sum-direct": 0.08, "review": 0.1, "sorting": 0.08,
-            },
-            sizes={"context": (1, 2), "sum-steps": (1, 3), "sum-direct": (1, 3)},
-        ),
-        Stage(
-            until=0.5,
-            rows=6,
-            length=256,
-            shares={
-                "biography": 0.05, "story": 0.04, "news": 0.03, "closed-book": 0.14, "context": 0.26, "copy": 0.04,
-                "calculation": 0.06, "sum-steps": 0.1, "sum-direct": 0.1, "review": 0.09, "sorting": 0.09,
-            },
-            sizes={},
-        ),
-        Stage(  # the feeling of a review is one token in twenty: it stays at chance unless reviews are plentiful for a while
-            until=0.8,
-            rows=6,
-            length=256,
-            shares={
-                "biography": 0.04, "story": 0.03, "news": 0.02, "closed-book": 0.12, "context": 0.27, "copy": 0.04,
-                "calculation": 0.04, "sum-steps": 0.1, "sum-direct": 0.1, "review": 0.15, "sorting": 0.09,
-            },
-            sizes={},
-        ),
-        Stage(
-            until=1.0,
-            rows=3,
-            length=512,
-            shares={
-                "biography": 0.06, "story": 0.06, "news": 0.04, "closed-book": 0.15, "context": 0.25, "copy": 0.03,
-                "calculation": 0.03, "sum-steps": 0.11, "sum-direct": 0.11, "review": 0.08, "sorting": 0.08,
-            },
-            sizes={},
-        ),
-    ),
-)  # fmt: skip
-RECIPES = {"tiny-gpt": TINY_GPT}
+COPY_FIRST = {
+    "copy": 0.35, "context": 0.35, "biography": 0.08, "calculation": 0.1, "sorting": 0.12,
+}  # fmt: skip
+GROWING = {
+    "biography": 0.05, "story": 0.03, "news": 0.02, "dialogue": 0.02, "closed-book": 0.10, "context": 0.26,
+    "multi-hop": 0.02, "changes": 0.01, "mayors": 0.01, "copy": 0.05, "calculation": 0.06, "sum-steps": 0.06,
+    "sum-direct": 0.06, "sum-program": 0.03, "sorting": 0.08, "review": 0.08, "review-text": 0.02, "report": 0.01,
+    "post": 0.01, "opinion": 0.01, "topic-news": 0.01,
+}  # fmt: skip
+WHOLE = {
+    "biography": 0.05, "story": 0.03, "news": 0.02, "dialogue": 0.02, "closed-book": 0.11, "context": 0.22,
+    "multi-hop": 0.03, "changes": 0.01, "mayors": 0.01, "copy": 0.03, "calculation": 0.03, "sum-steps": 0.08,
+    "sum-direct": 0.08, "sum-program": 0.04, "sorting": 0.08, "review": 0.09, "review-text": 0.03, "report": 0.01,
+    "post": 0.01, "opinion": 0.01, "topic-news": 0.01,
+}  # fmt: skip
+# Two or three strangers in one text, and the feeling of reviews, stay at chance unless they are plentiful for a while.
+TELLING_APART = {
+    "biography": 0.04, "story": 0.02, "news": 0.01, "dialogue": 0.02, "closed-book": 0.09, "context": 0.30,
+    "multi-hop": 0.02, "changes": 0.01, "mayors": 0.01, "copy": 0.02, "calculation": 0.02, "sum-steps": 0.06,
+    "sum-direct": 0.06, "sum-program": 0.02, "sorting": 0.05, "review": 0.17, "review-text": 0.04, "report": 0.01,
+    "post": 0.01, "opinion": 0.01, "topic-news": 0.01,
+}  # fmt: skip
+READING = {  # what encoders read: prose and opinions above all
+    "biography": 0.10, "story": 0.08, "news": 0.05, "dialogue": 0.06, "closed-book": 0.05, "context": 0.08,
+    "multi-hop": 0.01, "changes": 0.02, "mayors": 0.01, "copy": 0.01, "review": 0.01, "review-text": 0.17,
+    "report": 0.09, "post": 0.09, "opinion": 0.09, "topic-news": 0.08,
+}  # fmt: skip
 
 
-def build_tokenizer(world: World, recipe: Recipe, documents: int = 6000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learnt from the town's text: digits stand alone, every encoding begins with <|bos|>."""
+def _gpt(steps: int, rows: int, **shape: Any) -> Recipe:
+    """Copying and one person first, then two, then everything, then above all what is hard, then everything again."""
+    small = {"context": (1, 2), "sum-steps": (1, 3), "sum-direct": (1, 3), "sum-program": (1, 3)}
+    stages = (
+        Stage(until=0.10, rows=max(rows - 2, 1), length=256, shares=COPY_FIRST, sizes={"context": (1, 1), "copy": (3, 8)}),
+        Stage(until=0.35, rows=rows, length=256, shares=GROWING, sizes=small),
+        Stage(until=0.4316, rows=rows, length=256, shares=WHOLE),
+        Stage(until=0.80, rows=rows * 7 // 10, length=256, shares=TELLING_APART),
+        Stage(until=0.92, rows=rows * 7 // 10, length=256, shares=WHOLE),
+        Stage(until=1.0, rows=rows * 2 // 5, length=512, shares=WHOLE),
+    )
+    return Recipe(family="gpt", steps=steps, stages=stages, **shape)
+
+
+def _reader(family: str, steps: int, rows: int, **shape: Any) -> Recipe:
+    stage = Stage(until=1.0, rows=rows, length=128, shares=READING)
+    return Recipe(family=family, steps=steps, stages=(stage,), kv_heads=shape["heads"], adamw_lr=2e-3, **shape)
+
+
+RECIPES = {
+    "tiny-gpt": _gpt(9000, 10, width=256, layers=6, heads=8, kv_heads=4, mlp_width=704),
+    "tiny-gpt-small": _gpt(5000, 10, width=128, layers=4, heads=4, kv_heads=2, mlp_width=352),
+    "tiny-bert": _reader("bert", 2500, 24, width=256, layers=6, heads=8, mlp_width=768),
+    "tiny-bert-small": _reader("bert", 2500, 24, width=128, layers=4, heads=4, mlp_width=384),
+    "tiny-t5": _reader("t5", 2000, 24, width=256, layers=4, heads=8, mlp_width=704),
+    "tiny-t5-small": _reader("t5", 2500, 24, width=128, layers=3, heads=4, mlp_width=352),
+    "tiny-t5-mini": _reader("t5", 2500, 24, width=64, layers=2, heads=2, mlp_width=192),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def build_tokenizer(world: World, recipe: Recipe, documents: int = 9000) -> PreTrainedTokenizerFast:
+    """The byte-level BPE tokenizer of all models, learnt from the town's text: digits stand alone.
+
+    The merges are the same for every family; an encoding begins with <|bos|> (gpt), is framed as BERT does (bert) or ends with
+    <|eos|> (t5).
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -162,24 +187,56 @@ def build_tokenizer(world: World, recipe: Recipe, documents: int = 6000) -> PreT
         show_progress=False,
     )
     bpe.train_from_iterator(islice(world.documents(), documents), trainer)
-    bpe.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 1)])
+    single, pair = FRAMES[recipe.family]
+    numbered = [(token, bpe.token_to_id(token)) for token in ("<|bos|>", "<|eos|>", "<|sep|>")]
+    bpe.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=numbered)
+    return _wrapped(bpe, recipe)
+
+
+def _wrapped(bpe: Any, recipe: Recipe) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    named = {
+        "pad_token": "<|pad|>",
+        "bos_token": "<|bos|>",
+        "eos_token": "<|eos|>",
+        "mask_token": "<|mask|>",
+        "sep_token": "<|sep|>",
+    }
+    if recipe.family == "bert":
+        named |= {"cls_token": "<|bos|>"}
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        pad_token="<|pad|>",
-        bos_token="<|bos|>",
-        eos_token="<|eos|>",
-        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
-        chat_template=CHAT_TEMPLATE,
+        **named,
+        additional_special_tokens=[*SPECIAL_TOKENS[3:8], *SPECIAL_TOKENS[10:]],
+        chat_template=CHAT_TEMPLATE if recipe.family == "gpt" else None,
         model_max_length=recipe.context,
-        padding_side="left",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+        if recipe.family == "bert"
+        else ["input_ids", "attention_mask"],
+        padding_side="left" if recipe.family == "gpt" else "right",
     )
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights of standard deviation 1/√width, float32, tied embeddings."""
+# ---------------------------------------------------------------------------------------------------------------- models
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A transformers model with random weights, float32, tied embeddings, without dropout.
+
+    Llama's and BERT's weights have standard deviation 1/√width; T5's are drawn as its authors do.
+    """
+    torch.manual_seed(recipe.seed)
+    return {"gpt": _llama, "bert": _bert, "t5": _t5}[recipe.family](recipe, tokenizer)
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+
+
+def _llama(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(recipe.seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=recipe.vocab_size,
@@ -191,39 +248,113 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
             max_position_embeddings=recipe.context,
             initializer_range=recipe.width**-0.5,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            **_ids(tokenizer),
         )
     )
+
+
+def _bert(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=recipe.vocab_size,
+            hidden_size=recipe.width,
+            intermediate_size=recipe.mlp_width,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            max_position_embeddings=recipe.context,
+            initializer_range=recipe.width**-0.5,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            **_ids(tokenizer),
+        )
+    )
+
+
+def _t5(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=recipe.vocab_size,
+            d_model=recipe.width,
+            d_kv=recipe.width // recipe.heads,
+            d_ff=recipe.mlp_width,
+            num_layers=recipe.layers,
+            num_heads=recipe.heads,
+            relative_attention_max_distance=64,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            initializer_factor=1.0,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+            **_ids(tokenizer),
+        )
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- batches
 
 
 class Mixture:
     """Batches by number: `mixture(step)` packs documents of that step's stage into rows, each row beginning with a document."""
 
     def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
-        self.world, self.recipe = world, recipe
+        self.world, self.recipe, self.tokenizer = world, recipe, tokenizer
         self.bpe, self.eos = tokenizer.backend_tokenizer, tokenizer.eos_token_id
         self.weights: dict[float, dict[str, float]] = {}
 
-    def __call__(self, step: int) -> dict[str, Int[Tensor, "rows length"]]:
-        """Inputs and labels of one step (the model shifts the labels itself)."""
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """What the model is called with at one step, labels included."""
         stage = self.stage(step)
         rng = Random(f"{self.recipe.seed}/step/{step}")
-        ids = torch.tensor([self._row(stage, rng) for _ in range(stage.rows)])
-        return {"input_ids": ids, "labels": ids}
+        return getattr(self, f"_{self.recipe.family}")(stage, rng)
 
     def stage(self, step: int) -> Stage:
         """The stage `step` belongs to."""
         done = step / self.recipe.steps
         return next((stage for stage in self.recipe.stages if done < stage.until), self.recipe.stages[-1])
 
-    def _row(self, stage: Stage, rng: Random) -> list[int]:
+    def _gpt(self, stage: Stage, rng: Random) -> dict[str, Tensor]:
+        bos = self.tokenizer.bos_token_id
+        return objectives.causal(torch.tensor([self._row(stage, rng, stage.length, before=[bos]) for _ in range(stage.rows)]))
+
+    def _bert(self, stage: Stage, rng: Random) -> dict[str, Tensor]:
+        """Rows of two segments of unequal length, so that both token types are learnt."""
+        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        cuts = [rng.randrange(stage.length // 8, stage.length - stage.length // 8) for _ in range(stage.rows)]
+        rows = [
+            [
+                cls,
+                *self._row(stage, rng, cut - 2, ends=False),
+                sep,
+                *self._row(stage, rng, stage.length - cut - 1, ends=False),
+                sep,
+            ]
+            for cut in cuts
+        ]
+        batch = objectives.masked(
+            torch.tensor(rows), mask_id=self.tokenizer.mask_token_id, vocab_size=self.recipe.vocab_size,
+            special_ids=range(len(SPECIAL_TOKENS)), rate=MASKED, generator=_generator(rng),
+        )  # fmt: skip
+        return batch | {"token_type_ids": (torch.arange(stage.length) >= torch.tensor(cuts)[:, None]).long()}
+
+    def _t5(self, stage: Stage, rng: Random) -> dict[str, Tensor]:
+        sentinels = self.tokenizer.convert_tokens_to_ids([f"<|extra_{i}|>" for i in range(SENTINELS)])
+        rows = torch.tensor([self._row(stage, rng, stage.length, ends=False) for _ in range(stage.rows)])
+        return objectives.span_corruption(
+            rows, sentinels=sentinels, pad_id=self.tokenizer.pad_token_id, eos_id=self.eos, density=NOISE, mean_span=SPAN,
+            generator=_generator(rng),
+        )  # fmt: skip
+
+    def _row(self, stage: Stage, rng: Random, length: int, *, before: list[int] | None = None, ends: bool = True) -> list[int]:
+        """Documents packed into one row, each with `before` in front and, if it `ends`, <|eos|> behind."""
         weights, row = self._weights(stage), []
-        while len(row) < stage.length:
+        while len(row) < length:
             (kind,) = rng.choices(list(weights), list(weights.values()))
-            row += self._document(stage, kind, rng)
-        return row[: stage.length]
+            row += [*(before or []), *self._document(stage, kind, rng), *([self.eos] if ends else [])]
+        return row[:length]
 
     def _weights(self, stage: Stage) -> dict[str, float]:
         """How often to draw each kind: shares are of tokens, so kinds with long documents are drawn more rarely."""
@@ -235,15 +366,20 @@ class Mixture:
 
     def _document(self, stage: Stage, kind: str, rng: Random) -> list[int]:
         size = rng.randint(*stage.sizes[kind]) if kind in stage.sizes else None
-        return self._encode(self.world.document(kind, rng.randrange(10**9), size=size))
+        return self.bpe.encode(self.world.document(kind, rng.randrange(10**9), size=size), add_special_tokens=False).ids
 
-    def _encode(self, text: str) -> list[int]:
-        return [*self.bpe.encode(text).ids, self.eos]
+
+def _generator(rng: Random) -> torch.Generator:
+    return torch.Generator().manual_seed(rng.randrange(2**31))
 
 
 def optimizers(recipe: Recipe, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the embedding and the norms."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    """Muon for the matrices of the blocks, AdamW for the embeddings, the heads and everything one-dimensional."""
+    matrices = [
+        p
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and not any(part in name for part in ("embed", "shared", "bias", "cls."))
+    ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.05)

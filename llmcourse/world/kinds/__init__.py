@@ -1,0 +1,1 @@
+"""The kinds of text the town writes: facts and questions, prose, tasks."""
