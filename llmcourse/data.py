@@ -27,7 +27,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcourse import pydocs
-from llmcourse.world import KINDS, World, split_of, twins
+from llmcourse.world import (
+    KINDS,
+    World,
+    annotated,
+    drift,
+    instructions,
+    preferences,
+    split_of,
+    summaries,
+    tools,
+    twins,
+)
 from llmcourse.zoo import Offline, revision_of
 
 if TYPE_CHECKING:
@@ -163,7 +174,45 @@ EMBEDDED |= {
     )
     for name, twin in twins.TWINS.items()
 }
-# The sets for instructions, preferences, entities and drift belong here: rows(world, split), key, columns, sizes.
+EMBEDDED |= {
+    "town-instructions": EmbeddedSet(
+        rows=instructions.rows,
+        key="prompt",
+        columns=("instruction", "input", "output", "type", "held_out", "accepted", "prompt", "messages"),
+        sizes=(7200, 720, 860),
+    ),
+    "town-preferences": EmbeddedSet(
+        rows=preferences.rows,
+        key="text",
+        columns=("prompt", "chosen", "rejected", "chosen_reward", "rejected_reward", "text"),
+        sizes=(4000, 400, 400),
+    ),
+    "town-demonstrations": EmbeddedSet(
+        rows=preferences.demonstration_rows, key="text", columns=("messages", "reward", "text"), sizes=(2000, 200, 200)
+    ),
+    "town-entities": EmbeddedSet(
+        rows=annotated.rows,
+        key="text",
+        columns=("tokens", "tags", "spans", "relations", "events", "text"),
+        sizes=(3000, 300, 300),
+    ),
+    "town-drift": EmbeddedSet(
+        rows=drift.rows,
+        key="step",
+        columns=("text", "label", "step", "concept", "topic"),
+        sizes=(6000, 6000, 6000),
+        labels=drift.LABELS,
+    ),
+    "town-tools": EmbeddedSet(
+        rows=tools.rows,
+        key="question",
+        columns=("question", "kind", "calls", "results", "hops", "answer", "messages"),
+        sizes=(3300, 330, 330),
+    ),
+    "town-summaries": EmbeddedSet(
+        rows=summaries.rows, key="text", columns=("text", "summary", "references", "plot"), sizes=(3000, 300, 300)
+    ),
+}
 
 HUB: dict[str, HubSet] = {
     "fancyzhx/ag_news": HubSet(
@@ -276,10 +325,10 @@ def _find(name: str) -> EmbeddedSet | HubSet:
 
 
 def _features(found: EmbeddedSet | HubSet, rows: list[Row]) -> Features:
-    from datasets import ClassLabel, Features, Value
+    from datasets import ClassLabel, Dataset, Features
 
-    kinds = {column: Value("int64" if isinstance(rows[0][column], int) else "string") for column in found.columns}
-    return Features(kinds | ({"label": ClassLabel(names=list(found.labels))} if found.labels else {}))
+    kinds = Dataset.from_list([{column: row[column] for column in found.columns} for row in rows]).features
+    return Features(dict(kinds) | ({"label": ClassLabel(names=list(found.labels))} if found.labels else {}))
 
 
 def _dataset(found: EmbeddedSet | HubSet, rows: list[Row]) -> Dataset:
@@ -288,7 +337,7 @@ def _dataset(found: EmbeddedSet | HubSet, rows: list[Row]) -> Dataset:
     return Dataset.from_list(rows, features=_features(found, rows))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _embedded(name: str, split: str) -> list[Row]:
     found = EMBEDDED[name]
     limit = found.sizes[SPLITS.index(split)] if found.sizes else None

@@ -303,3 +303,19 @@ def test_two_hops_lead_to_the_friends_or_siblings_fact(world: World) -> None:
         hop, name = re.search(r"the (best friend|brother or sister) of (\w+ \w+)", question.prompt).groups()
         other = people[people[name].facts["friend" if hop == "best friend" else "sibling"]]
         assert question.answer in [other.facts[relation] for relation in facts.CONTEXT_RELATIONS]
+
+
+def test_what_is_put_aside_counts_only_once_it_is_told() -> None:
+    draw = Draw("a")
+    made, bits = draw.aside(lambda: draw.one("abcd"))
+    with draw.unsaid():
+        draw.whole(1, 1024)
+    assert (made in "abcd", bits, draw.bits) == (True, 2.0, 0.0)
+    draw.told(bits)
+    assert draw.bits == 2.0
+
+
+def test_a_context_counts_the_facts_it_tells_and_no_others(world: World) -> None:
+    """Ten facts of a stranger are drawn, two or three told: all ten would make it 75 bits or more."""
+    lengths = [world.measured("context", i, size=1)[1] for i in range(40)]
+    assert max(lengths) < 70

@@ -13,7 +13,7 @@ Source:   Shannon 1948 §6.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import TypeVar
@@ -29,6 +29,17 @@ class Draw:
     def __init__(self, seed: str) -> None:
         self._random = Random(seed)
         self.bits = 0.0
+
+    def aside(self, make: Callable[[], T]) -> tuple[T, float]:
+        """What `make` draws and its information, which counts only once it is `told`."""
+        before = self.bits
+        made = make()
+        bits, self.bits = self.bits - before, before
+        return made, bits
+
+    def told(self, bits: float) -> None:
+        """Information that had been put aside has entered the text."""
+        self.bits += bits
 
     @contextmanager
     def unsaid(self) -> Iterator[None]:

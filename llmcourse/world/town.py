@@ -10,6 +10,7 @@ Leaves out: the sentences (see the kinds).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -38,6 +39,7 @@ __all__ = ["CUTOFF", "FAMOUS", "Mayor", "Move", "Town"]
 
 CUTOFF = 2024  # the last year the training text knows
 FAMOUS = 24  # so many of the people are written about often; knowledge of the others is thinner and thinner
+BIRTH_YEARS = range(1940, 2010)
 TABLES = {
     "job": JOBS, "street": STREETS, "food": FOODS, "drink": DRINKS, "colour": COLOURS, "hobby": HOBBIES, "pet": PETS,
     "pet_name": PET_NAMES, "village": VILLAGES,
@@ -90,8 +92,15 @@ def known(draw: Draw, entities: list[Entity]) -> Entity:
 def random_facts(rng: Random | Draw) -> dict[str, str]:
     """A stranger's facts: one value of every table and a birth year."""
     if isinstance(rng, Draw):
-        return {name: rng.one(table) for name, table in TABLES.items()} | {"born": str(rng.whole(1940, 2009))}
+        return {name: rng.one(table) for name, table in TABLES.items()} | {
+            "born": str(rng.whole(BIRTH_YEARS[0], BIRTH_YEARS[-1]))
+        }
     return {name: rng.choice(table) for name, table in TABLES.items()} | {"born": str(rng.randint(1940, 2009))}
+
+
+def fact_bits(relation: str) -> float:
+    """The information of one of a stranger's facts."""
+    return math.log2(len(TABLES.get(relation, BIRTH_YEARS)))
 
 
 def _people(rng: Random, pairs: int) -> list[Entity]:

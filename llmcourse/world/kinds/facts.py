@@ -6,11 +6,13 @@ Leaves out: questions whose answer is a list or a sentence.
 
 from __future__ import annotations
 
+import math
+
 from ..draw import Draw
 from ..grammar import fill, sentences
 from ..items import Entity, Item, Question
 from ..phrases import PERSONAL, RELATIONS, relation_wordings
-from ..town import Mayor, Move, Town, known, random_facts
+from ..town import Mayor, Move, Town, fact_bits, known, random_facts
 from ..words import INVENTED
 
 __all__ = ["ask", "biography", "changes", "closed_book", "context", "describe", "mayors", "multi_hop", "questions_about", "state"]
@@ -98,12 +100,22 @@ def closed_book(town: Town, draw: Draw, split: str, size: int) -> Item:
 def context(town: Town, draw: Draw, split: str, size: int) -> Item:
     """`size` strangers, two or three facts each, then questions about them in mixed order."""
     relations = draw.some(CONTEXT_RELATIONS, draw.whole(2, 3))
-    strangers = [
-        Entity(name=name, they=draw.one(("She", "He")), facts=random_facts(draw)) for name in draw.some(INVENTED[split], size)
-    ]
-    text = " ".join(describe(draw, stranger, draw.order(relations), split, pronouns=0.3) for stranger in strangers)
-    asked = draw.order([(stranger, relation) for stranger in strangers for relation in relations])[:5]
-    return Item(f"Text: {text}\n", tuple(ask(draw, who, what, split) for who, what in asked))
+    with draw.unsaid():  # a stranger has more facts than are told
+        names = draw.some(INVENTED[split], size)
+        strangers = [Entity(name=name, they=draw.one(("She", "He")), facts=random_facts(draw)) for name in names]
+    told = [describe(draw, stranger, draw.order(relations), split, pronouns=0.3) for stranger in strangers]
+    with draw.unsaid():  # and more could be asked than is
+        pairs = [(stranger, relation) for stranger in strangers for relation in relations]
+        asked = draw.order(pairs)[:5]
+    draw.told(_ordered(len(INVENTED[split]), size) + _ordered(len(pairs), len(asked)))
+    draw.told(size * sum(map(fact_bits, relations)))
+    draw.told(sum(f" {stranger.they} " in text for stranger, text in zip(strangers, told, strict=True)))
+    return Item(f"Text: {' '.join(told)}\n", tuple(ask(draw, who, what, split) for who, what in asked))
+
+
+def _ordered(count: int, chosen: int) -> float:
+    """Bits of `chosen` of `count` things in order."""
+    return sum(math.log2(count - i) for i in range(chosen))
 
 
 def multi_hop(town: Town, draw: Draw, split: str, size: int) -> Item:

@@ -75,23 +75,30 @@ FAREWELLS = sentences(
 def story(town: Town, draw: Draw, split: str, size: int) -> Item:
     """A day of one person, a sentence for every part of it."""
     person, ware = known(draw, town.people), known(draw, town.wares)
+    place, place_bits = draw.aside(lambda: draw.one(PLACES))
+    event, event_bits = draw.aside(lambda: known(draw, town.events).name)
     good, shop = ware.name.split(" at ")
     slots = person.facts | ware.facts | {"name": person.name, "They": person.they, "they": person.they.lower()}
-    slots |= {"good": good, "shop": shop, "place": draw.one(PLACES), "event": known(draw, town.events).name}
-    parts = (WEATHER, MORNINGS, ERRANDS, MEETINGS, AFTERNOONS, EVENINGS)
-    return Item(" ".join(fill(draw.one(part), **slots) for part in parts) + "\n")
+    slots |= {"good": good, "shop": shop, "place": place, "event": event}
+    chosen = [draw.one(part) for part in (WEATHER, MORNINGS, ERRANDS, MEETINGS, AFTERNOONS, EVENINGS)]
+    _tell(draw, chosen, {("place",): place_bits, ("event",): event_bits})
+    return Item(" ".join(fill(text, **slots) for text in chosen) + "\n")
+
+
+def _tell(draw: Draw, chosen: list[str], aside: dict[tuple[str, ...], float]) -> None:
+    """Count what was put aside for some slots where a chosen sentence has one of them."""
+    draw.told(sum(bits for slots, bits in aside.items() if any(f"{{{slot}}}" in text for text in chosen for slot in slots)))
 
 
 def news(town: Town, draw: Draw, split: str, size: int) -> Item:
     """A dated report of one event."""
-    event, person = known(draw, town.events), known(draw, town.people)
-    slots = (
-        person.facts
-        | event.facts
-        | {"event": event.name, "person": person.name, "place": draw.one(PLACES), "n": draw.whole(2, 90)}
-    )
-    rest = [fill(text, **slots) for part in REPORTS for text in draw.some(part, 2)]
-    told = [fill(draw.one(SEEN), **slots), fill(draw.one(WEATHER)), *rest]
+    event, (person, person_bits) = known(draw, town.events), draw.aside(lambda: known(draw, town.people))
+    place, place_bits = draw.aside(lambda: draw.one(PLACES))
+    n, n_bits = draw.aside(lambda: draw.whole(2, 90))
+    slots = person.facts | event.facts | {"event": event.name, "person": person.name, "place": place, "n": n}
+    rest = [text for part in REPORTS for text in draw.some(part, 2)]
+    _tell(draw, rest, {("person", "street", "village"): person_bits, ("place",): place_bits, ("n",): n_bits})
+    told = [fill(draw.one(SEEN), **slots), fill(draw.one(WEATHER)), *(fill(text, **slots) for text in rest)]
     return Item(f"{TOWN} News, {event.facts['date']}. " + " ".join(told) + "\n")
 
 
