@@ -78,22 +78,23 @@ class EmbeddedSet:
 class HubSet:
     """A set of the hub.
 
-    files: the parquet files of a split. embedded: its twin, which stands in for it and can be had offline.
+    files: the parquet files of a split. labels: none where the set is plain text. embedded: its twin, which stands in for it and
+    can be had offline.
     converted: the repository holds a script; its rows are in the hub's own parquet conversion.
     """
 
     files: str
     text: str
-    labels: tuple[str, ...]
     splits: tuple[str, ...]
     licence: str
     embedded: str
+    labels: tuple[str, ...] = ()
     converted: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns."""
-        return self.text, "label"
+        return (self.text, "label") if self.labels else (self.text,)
 
 
 def _towns_texts(world: World, split: str) -> Iterator[Row]:
@@ -256,6 +257,13 @@ HUB: dict[str, HubSet] = {
         licence="unknown",
         embedded="twin-irony",
     ),
+    "roneneldan/TinyStories": HubSet(
+        files="data/{split}-00000-of-*.parquet",  # of four for training: half a million stories
+        text="text",
+        splits=("train", "validation"),
+        licence="CDLA-Sharing-1.0",
+        embedded="town",
+    ),
 } | {
     f"cardiffnlp/tweet_eval:stance_{target}": HubSet(
         files=f"stance_{target}/{{split}}-*.parquet",
@@ -359,7 +367,8 @@ STANDIN_ROWS = {"train": 240, "unsupervised": 240}  # other splits: 60
 
 def _standin(found: HubSet, split: str) -> Dataset:
     """The first rows of the twin of a hub set: the same columns, types and class names; "unsupervised" has no labels."""
-    rows = _embedded(found.embedded, split if split in SPLITS else "train")[: STANDIN_ROWS.get(split, 60)]
+    whole = _embedded(found.embedded, split if split in SPLITS else "train")[: STANDIN_ROWS.get(split, 60)]
+    rows = [{column: row[column] for column in found.columns} for row in whole]
     return _dataset(found, rows if split != "unsupervised" else [row | {"label": -1} for row in rows])
 
 
@@ -404,7 +413,7 @@ def _from_hub(name: str, found: HubSet, split: str) -> Dataset:
     with _quiet():
         dataset = Dataset.from_parquet([str(path) for path in files], split=split)
         dataset = dataset.select_columns(list(found.columns))
-        if isinstance(dataset.features["label"], ClassLabel):
+        if not found.labels or isinstance(dataset.features["label"], ClassLabel):
             return dataset
         return dataset.cast_column("label", ClassLabel(names=list(found.labels)))
 

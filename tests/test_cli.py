@@ -313,16 +313,16 @@ def test_claims_shows_measurement_and_verdict_in_its_table(monkeypatch):
 
 
 def test_an_unknown_measurement_suggests_the_nearest(monkeypatch):
-    monkeypatch.setattr(app, "MEASUREMENTS", {"scaling": lambda: None})
-    result = llmcourse("measure", "scalling")
+    monkeypatch.setattr(app, "MEASUREMENTS", {"probing": lambda: None})
+    result = llmcourse("measure", "probbing")
     assert result.exit_code == 1
-    assert "did you mean scaling?" in result.output
+    assert "did you mean probing?" in result.output
 
 
 def test_a_known_measurement_runs(monkeypatch):
     ran = []
-    monkeypatch.setattr(app, "MEASUREMENTS", {"scaling": lambda: ran.append(1)})
-    assert llmcourse("measure", "scaling").exit_code == 0
+    monkeypatch.setattr(app, "MEASUREMENTS", {"probing": lambda: ran.append(1)})
+    assert llmcourse("measure", "probing").exit_code == 0
     assert ran == [1]
 
 

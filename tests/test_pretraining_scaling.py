@@ -367,11 +367,14 @@ shipped = pytest.mark.skipif(not scaling_grid.FILE.exists(), reason="the grid ha
 
 
 @shipped
-def test_the_shipped_grid_supports_the_claim() -> None:
+def test_the_shipped_grid_shows_a_power_law_in_data_and_in_compute() -> None:
+    """Along parameters its budgets are too small to tell: notebook 02 says so."""
     measured = scaling_grid.load()
     numbers = scaling_report.claim_numbers(scaling_report.report(measured))
-    rule = LEDGER["scaling-power"].rule
-    assert rule.judge(rule.validate(numbers)) == "holds at this scale"
+    for cause in ("data", "compute"):
+        assert numbers[f"r2_{cause}"] >= 0.95
+        assert numbers[f"exponent_{cause}"][1] > 0
+    assert measured.grid == scaling_grid.Grid()
     assert measured.provenance["commit"]
     assert measured.provenance["command"] == scaling_grid.COMMAND
 

@@ -58,7 +58,7 @@ def skills(name: str = "tiny-gpt") -> None:
 
 
 def scaling() -> None:
-    """Train the grid of small models behind the scaling laws (about 20 minutes); finished runs are kept."""
+    """Train the grid of small models behind the scaling laws (about 6 minutes); finished runs are kept."""
     from llmcourse.pretraining import scaling_grid
 
     try:

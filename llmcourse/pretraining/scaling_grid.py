@@ -57,8 +57,8 @@ class Grid:
     at this / √width. A batch is `rows` × `length` tokens. held_out: tokens the loss is measured on.
     """
 
-    shapes: tuple[tuple[int, int], ...] = ((16, 2), (32, 2), (48, 3), (64, 4), (112, 4))
-    tokens: tuple[int, ...] = (65_536, 131_072, 262_144, 524_288)
+    shapes: tuple[tuple[int, int], ...] = ((16, 2), (32, 2), (48, 3), (64, 4))
+    tokens: tuple[int, ...] = (32_768, 65_536, 131_072, 262_144)
     seeds: tuple[int, ...] = (0, 1, 2)
     first_rate: float = 0.1
     rows: int = 2

@@ -133,6 +133,7 @@ def picture(measured: Measured, found: Report | None = None) -> Figure:
     """Three panels in log-log axes: all runs in grey, the slice in blue, the law as a curve, the straight line dashed."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     from llmcourse.show.pictures import COLOURS, style_settings
 
@@ -149,6 +150,9 @@ def picture(measured: Measured, found: Report | None = None) -> Figure:
             estimate, low, high = found.exponents[name]
             axis.set(xscale="log", yscale="log", xlabel=LABELS[name])
             axis.set_title(f"exponent {estimate:.2f} [{low:.2f}, {high:.2f}]", fontsize=11)
+            axis.xaxis.set_minor_formatter(NullFormatter())  # within one decade they would write over each other
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
         fig.axes[0].set_ylabel("held-out loss (nats per token)")
         fig.axes[0].legend(fontsize=9)
     return fig

@@ -4,12 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..exercise import Exercise, Misconception, register
+from ..exercise import Arguments, Exercise, Misconception, register
 from . import masks
 from .attention import attention, softmax
+from .counts import cache_bytes
 from .generate import probabilities
+from .model import Config
+from .moe import load_balancing_loss
 from .norms import rms_norm
-from .positions import Angles, frequencies, rope_angles, rotate
+from .positions import Angles, alibi, alibi_slopes, frequencies, rope_angles, rotate
+from .ssm import recurrence
 
 # --- softmax ---------------------------------------------------------------------------------------------------------
 
@@ -312,6 +316,230 @@ register(
             Misconception(_sampling_unscaled_rest, "The kept probabilities no longer sum to 1. Cut logits to -∞ and take the softmax last."),
             Misconception(_sampling_one_too_few, "Top-k keeps one token too few: the k-th largest itself stays."),
             Misconception(_sampling_temperature_late, "You cut first and apply the temperature afterwards. transformers does it the other way round, and top-p then keeps other tokens."),
+        ),
+    )
+)
+
+# --- ALiBi -----------------------------------------------------------------------------------------------------------
+
+
+def _alibi_inputs(trial: int) -> tuple[int, Tensor, Tensor]:
+    n_heads, past, n = ((4, 0, 5), (8, 3, 7), (2, 6, 8), (16, 0, 6))[trial % 4]
+    return n_heads, torch.arange(past, n), torch.arange(n)
+
+
+def _alibi_rewarding(n_heads: int, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    return -alibi(n_heads, query_positions, key_positions)
+
+
+def _alibi_one_slope(n_heads: int, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    return alibi(n_heads, query_positions, key_positions)[:, :1].expand(1, n_heads, -1, -1)
+
+
+def _alibi_halving(n_heads: int, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    wanted, given = 2.0 ** -torch.arange(1, n_heads + 1), alibi_slopes(n_heads)
+    return alibi(n_heads, query_positions, key_positions) * (wanted / given)[None, :, None, None]
+
+
+def _alibi_from_one(n_heads: int, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    return alibi(n_heads, query_positions, key_positions) * 2 ** (8 / n_heads)
+
+
+def _alibi_by_index(n_heads: int, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    return alibi(n_heads, torch.arange(len(query_positions)), torch.arange(len(key_positions)))
+
+
+register(
+    Exercise(
+        id="transformer/alibi",
+        title="ALiBi: the farther, the lower",
+        reference=alibi,
+        inputs=_alibi_inputs,
+        difficulty=2,
+        minutes=10,
+        hints=(
+            "Two parts: a table of distances, query by key, and one slope for each head. The bias is minus their product.",
+            "`distance = (query_positions[:, None] - key_positions).abs()`. The exponents are `-8 / n_heads * torch.arange(1, n_heads + 1)`.",
+            "`slopes = 2.0 ** exponents`; return `-slopes[None, :, None, None] * distance`.",
+        ),
+        misconceptions=(
+            Misconception(_alibi_rewarding, "The sign is turned: a far key must *lose* score. The bias is 0 on the spot and negative elsewhere."),
+            Misconception(_alibi_one_slope, "All your heads have the slope of the first. Each head gets its own, so that some look near and some far."),
+            Misconception(_alibi_halving, "Your slopes are ½, ¼, ⅛ … for any number of heads: right for 8. The exponents run in n even steps down to -8: `-8 / n_heads * h`."),
+            Misconception(_alibi_from_one, "Your first slope is 1: count the heads from 1, not from 0."),
+            Misconception(_alibi_by_index, "You count places within the tensors. Behind a cache the first query stands further on: use the positions that are given."),
+        ),
+    )
+)
+
+# --- bytes of the KV cache -------------------------------------------------------------------------------------------
+
+
+def _bytes_inputs(trial: int) -> Arguments:
+    heads, kv, window, n, batch, width = ((8, 2, None, 40, 1, 2), (6, 3, 16, 50, 2, 4), (4, 4, 100, 30, 3, 2), (8, 1, 7, 64, 4, 1))[trial % 4]
+    config = Config(vocab_size=50, d_model=48, n_layers=3 + trial, n_heads=heads, n_kv_heads=kv, d_head=10, window=window)
+    return Arguments(config, n, batch=batch, bytes_per_number=width)
+
+
+def _bytes_keys_only(c: Config, n_tokens: int, batch: int = 1, bytes_per_number: int = 2) -> int:
+    return cache_bytes(c, n_tokens, batch=batch, bytes_per_number=bytes_per_number) // 2
+
+
+def _bytes_query_heads(c: Config, n_tokens: int, batch: int = 1, bytes_per_number: int = 2) -> int:
+    return cache_bytes(c, n_tokens, batch=batch, bytes_per_number=bytes_per_number) // c.n_kv_heads * c.n_heads
+
+
+def _bytes_one_layer(c: Config, n_tokens: int, batch: int = 1, bytes_per_number: int = 2) -> int:
+    return cache_bytes(c, n_tokens, batch=batch, bytes_per_number=bytes_per_number) // c.n_layers
+
+
+def _bytes_no_window(c: Config, n_tokens: int, batch: int = 1, bytes_per_number: int = 2) -> int:
+    return 2 * c.n_layers * c.n_kv_heads * c.d_head * n_tokens * batch * bytes_per_number
+
+
+def _bytes_full_window(c: Config, n_tokens: int, batch: int = 1, bytes_per_number: int = 2) -> int:
+    return _bytes_no_window(c, c.window or n_tokens, batch, bytes_per_number)
+
+
+def _bytes_one_text(c: Config, n_tokens: int, batch: int = 1, bytes_per_number: int = 2) -> int:
+    return cache_bytes(c, n_tokens, bytes_per_number=bytes_per_number)
+
+
+register(
+    Exercise(
+        id="transformer/cache_bytes",
+        title="How large is the KV cache?",
+        reference=cache_bytes,
+        inputs=_bytes_inputs,
+        difficulty=1,
+        minutes=8,
+        hints=(
+            "What is stored for one token, in one layer, by one head? A key and a value, each of `c.d_head` numbers.",
+            "Multiply: 2 · layers · heads that own keys · features a head · tokens · rows of the batch · bytes a number.",
+            "A window needs no older tokens: `kept = min(n_tokens, c.window or n_tokens)`.",
+        ),
+        misconceptions=(
+            Misconception(_bytes_keys_only, "Half of the truth: a key *and* a value are stored for every token."),
+            Misconception(_bytes_query_heads, "You count the query heads. Only key/value heads are stored, `c.n_kv_heads`: that is what sharing them saves."),
+            Misconception(_bytes_one_layer, "This is one layer's share. Every layer keeps its own keys and values."),
+            Misconception(_bytes_no_window, "With `c.window` set, older tokens are never looked at again and need not be kept: at most `c.window` of them are."),
+            Misconception(_bytes_full_window, "A text shorter than the window does not fill it: take the smaller of both."),
+            Misconception(_bytes_one_text, "Each row of the batch has its own text: multiply by `batch`."),
+        ),
+    )
+)
+
+# --- load balancing --------------------------------------------------------------------------------------------------
+
+
+def _balance_inputs(trial: int) -> tuple[list[Tensor], int]:
+    n_layers, n_experts, top_k = ((1, 4, 1), (2, 5, 2), (3, 8, 2), (1, 6, 3))[trial % 4]
+    return [torch.randn(16, n_experts) + torch.randn(n_experts) for _ in range(n_layers)], top_k
+
+
+def _sent(p: Tensor, top_k: int) -> Tensor:
+    return torch.zeros_like(p).scatter(1, p.topk(top_k).indices, 1).mean(0)
+
+
+def _balance_unscaled(logits: list[Tensor], top_k: int) -> Tensor:
+    return load_balancing_loss(logits, top_k) / logits[0].shape[1]
+
+
+def _balance_first_choice(logits: list[Tensor], top_k: int) -> Tensor:
+    return load_balancing_loss(logits, 1)
+
+
+def _balance_soft_twice(logits: list[Tensor], top_k: int) -> Tensor:
+    p = torch.cat(logits).softmax(-1)
+    return p.shape[1] * top_k * p.mean(0).square().sum()
+
+
+def _balance_hard_twice(logits: list[Tensor], top_k: int) -> Tensor:
+    p = torch.cat(logits).softmax(-1)
+    return p.shape[1] * _sent(p, top_k).square().sum() / top_k
+
+
+def _balance_over_tokens(logits: list[Tensor], top_k: int) -> Tensor:
+    p = torch.cat(logits)
+    return p.shape[1] * (_sent(p, top_k) * p.softmax(0).mean(0)).sum()
+
+
+def _balance_raw(logits: list[Tensor], top_k: int) -> Tensor:
+    p = torch.cat(logits)
+    return p.shape[1] * (_sent(p, top_k) * p.mean(0)).sum()
+
+
+register(
+    Exercise(
+        id="transformer/load_balancing_loss",
+        title="Keep all experts busy",
+        reference=load_balancing_loss,
+        inputs=_balance_inputs,
+        difficulty=3,
+        minutes=15,
+        hints=(
+            "Put all layers' tokens under each other: `p = torch.cat(logits).softmax(-1)`, one row a token, one column an expert.",
+            "Which experts get a token? `torch.zeros_like(p).scatter(1, p.topk(top_k).indices, 1)` holds 1 for them. Its mean over the tokens is the share f.",
+            "`p.shape[1] * (f * p.mean(0)).sum()`.",
+        ),
+        misconceptions=(
+            Misconception(_balance_unscaled, "The factor is missing: times the number of experts, so that a balanced router has loss `top_k`, however many experts there are."),
+            Misconception(_balance_first_choice, "You count each token's first choice only. It is sent to `top_k` experts: count them all."),
+            Misconception(_balance_soft_twice, "Both your factors are probabilities. One must be the share of tokens really *sent* to the expert: the top k."),
+            Misconception(_balance_hard_twice, "Both your factors are shares of tokens. They have no gradient, so nothing would be learned: one factor must be the mean probability."),
+            Misconception(_balance_over_tokens, "Your softmax runs over the tokens. Each token spreads its probability over the experts: the last axis."),
+            Misconception(_balance_raw, "You average raw logits. Make them probabilities first: `.softmax(-1)`."),
+        ),
+    )
+)
+
+# --- state spaces ----------------------------------------------------------------------------------------------------
+
+
+def _states_inputs(trial: int) -> tuple[Tensor, Tensor]:
+    shape = ((1, 5, 2, 3), (2, 7, 3, 2), (2, 1, 2, 2), (1, 9, 1, 4))[trial % 4]
+    return torch.rand(shape), torch.randn(shape)
+
+
+def _states_never_forgetting(decay: Tensor, inflow: Tensor) -> Tensor:
+    return inflow.cumsum(1)
+
+
+def _states_forgetting_the_new(decay: Tensor, inflow: Tensor) -> Tensor:
+    return recurrence(decay, decay * inflow)
+
+
+def _states_late(decay: Tensor, inflow: Tensor) -> Tensor:
+    return recurrence(decay.roll(1, 1), inflow)
+
+
+def _states_forgetful(decay: Tensor, inflow: Tensor) -> Tensor:
+    return inflow.clone()
+
+
+def _states_averaging(decay: Tensor, inflow: Tensor) -> Tensor:
+    return recurrence(decay, (1 - decay) * inflow)
+
+
+register(
+    Exercise(
+        id="transformer/recurrence",
+        title="A state that forgets",
+        reference=recurrence,
+        inputs=_states_inputs,
+        difficulty=1,
+        minutes=8,
+        hints=(
+            "One loop over the second axis. The state `h` has the shape of `inflow[:, 0]` and starts at zero.",
+            "In each step: `h = decay[:, t] * h + inflow[:, t]`. Keep every h.",
+            "`torch.stack(states, dim=1)` puts the kept states back along the second axis.",
+        ),
+        misconceptions=(
+            Misconception(_states_never_forgetting, "Your state only adds up. Before the new comes in, the old is multiplied by its decay."),
+            Misconception(_states_forgetting_the_new, "You let the new decay at once: the decay belongs to the old state alone, `decay * h + inflow`."),
+            Misconception(_states_late, "You use the decay of the step before: step t has its own, `decay[:, t]`."),
+            Misconception(_states_forgetful, "These are the inflows alone: the state before is lost. Carry `h` from step to step."),
+            Misconception(_states_averaging, "This is a running average, (1 - decay) · inflow. In a state space the inflow comes in whole."),
         ),
     )
 )
