@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from llmcourse import world, zoo
+from llmcourse import zoo
 from llmcourse.transformer import Config, Transformer, generate
 from llmcourse.transformer.inside import induction, knock_out, previous_token, repetition_loss
+from llmcourse.world import words
 
 TOKENS, PLACES = 10, 20
 PREVIOUS, INDUCTION, IDLE = (0, 1), (1, 1), [(0, 0), (1, 0)]
@@ -214,10 +215,10 @@ def test_a_head_the_model_does_not_have_is_refused_with_the_range(head):
 def embedded():
     """tiny-gpt, and lists of words to repeat in the format it learned."""
     reference, tokenizer = zoo.load("tiny-gpt")
-    words = sorted({word for group in world.CATEGORIES.values() for word in group.split()})
-    words = [word for word in words if len(tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1]
-    lists = [", ".join(random.Random(row).sample(words, 8)) for row in range(8)]
-    ids = tokenizer([f"Repeat: {words}\nAgain: {words}" for words in lists], return_tensors="pt").input_ids
+    listed = sorted({word for group in words.CATEGORIES.values() for word in group})
+    single = [word for word in listed if len(tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1]
+    lists = [", ".join(random.Random(row).sample(single, 8)) for row in range(8)]
+    ids = tokenizer([f"Repeat: {text}\nAgain: {text}" for text in lists], return_tensors="pt").input_ids
     return Transformer.from_hf(reference), ids, 2 * 8 + 2  # 8 words, 7 commas, and "\n", "Again", ":"
 
 
