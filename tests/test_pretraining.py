@@ -21,7 +21,7 @@ from llmcourse import zoo
 from llmcourse.cli import app
 from llmcourse.pretraining import entropy, making, recipe, skills, transfer, untaught
 from llmcourse.pretraining.recipe import RECIPES, Mixture, Recipe, Stage, build_model, build_tokenizer, optimizers
-from llmcourse.pretraining.transfer import Classified, Transfer
+from llmcourse.pretraining.transfer import Classified, Summaries, Summarised, Transfer
 from llmcourse.world import CUTOFF, KINDS, Draw, Question, World, instructions, preferences, tools
 from llmcourse.world.kinds import facts
 
@@ -88,6 +88,8 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(making, "held_out", lambda world, shares: entropy.held_out(world, {"copy": 1.0}, 1000))
     found = Transfer(twin="twin-irony", few=(0.5, 0.7), few_random=(0.2, 0.4), all=(0.81,), best=0.9)
     patch.setattr(making, "measure_transfer", lambda *args, **options: [found])
+    told = Summaries(tuned=(0.8, 0.9), tuned_random=(0.3, 0.5), first_sentence=0.2)
+    patch.setattr(making, "measure_summaries", lambda *args: told)
 
 
 @pytest.fixture
@@ -697,27 +699,6 @@ def test_a_model_that_writes_no_whole_line_is_judged_on_nothing(tokenizer) -> No
 # ---------------------------------------------------------------------------------------------------------------- transfer
 
 
-@pytest.mark.parametrize(
-    ("truth", "guesses", "classes", "score"),
-    [
-        ([0, 1, 2], [0, 1, 2], 3, 1.0),
-        ([0, 0, 1, 1], [0, 1, 1, 1], 2, (2 / 3 + 4 / 5) / 2),
-        ([0, 0, 0, 1], [0, 0, 0, 0], 2, (6 / 7 + 0) / 2),
-        ([0, 1], [1, 0], 2, 0.0),
-        ([0, 0], [0, 0], 2, 0.5),
-    ],
-)
-def test_macro_f1_is_the_mean_of_the_classes_f1(truth: list[int], guesses: list[int], classes: int, score: float) -> None:
-    assert transfer.macro_f1(truth, guesses, classes) == pytest.approx(score)
-
-
-def test_macro_f1_equals_scikit_learns() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    truth, guesses = (torch.randint(4, (200,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(2))
-    theirs = metrics.f1_score(truth, guesses, average="macro", labels=range(5), zero_division=0)
-    assert transfer.macro_f1(truth, guesses, 5) == pytest.approx(theirs)
-
-
 ROWS = Classified(tuple(f"text {i}" for i in range(20)), (0,) * 12 + (1,) * 5 + (2,) * 3, ("a", "b", "c"))
 
 
@@ -753,7 +734,8 @@ def test_the_learning_rate_is_chosen_on_validation_data_alone(monkeypatch: pytes
 
     monkeypatch.setattr(transfer, "_fitted", lambda task, rows, rate, steps, seed: Fitted(rate))
     monkeypatch.setattr(transfer, "_score", score)
-    found = transfer._scores(toy_model("bert"), toy_tokenizer("bert"), [splits["train"]] * 3, splits, steps=1)
+    task = transfer._encoder(toy_model("bert"), toy_tokenizer("bert"), ("a",))
+    found = transfer._scores(task, [splits["train"]] * 3, splits, steps=1)
     assert found == (0.5,) * 3
     assert sorted(judged) == sorted([("validation", rate) for rate in transfer.RATES] + [("test", best)] * 3)
 
@@ -764,15 +746,35 @@ def test_both_starts_get_the_same_labels_and_steps_and_the_test_set_is_never_tra
     monkeypatch.setattr(transfer.data, "best", lambda twin: {"macro_f1": 0.8})
     monkeypatch.setattr(transfer, "_scores", lambda *args, steps: calls.append((*args, steps)) or (0.4, 0.6))
     (found,) = transfer.measure_transfer(model, toy_tokenizer("bert"), twins=("twin-irony",), per_class=2, seeds=3)
-    few, random_start, whole = calls
-    assert few[0] is whole[0] is model
-    first, second = (start[0].state_dict()["bert.encoder.layer.0.attention.self.query.weight"] for start in (few, random_start))
+    few, random_start, _ = calls
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    first, second, third = (call[0].model().state_dict()[name] for call in calls)
+    assert torch.equal(first, model.state_dict()[name])
+    assert torch.equal(first, third)
     assert first.shape == second.shape
     assert not torch.equal(first, second)
-    assert (few[2], few[4]) == (random_start[2], random_start[4])
-    assert len({rows.texts for rows in few[2]}) == 3
-    assert all(text.startswith("train") for call in calls for rows in call[2] for text in rows.texts)
+    assert (few[1], few[3]) == (random_start[1], random_start[3])
+    assert len({rows.texts for rows in few[1]}) == 3
+    assert all(text.startswith("train") for call in calls for rows in call[1] for text in rows.texts)
     assert (found.gain, found.reached) == (0.0, pytest.approx(0.5 / 0.8))
+
+
+TOLD = Summarised(("one two. three", "four. five"), ("one three.", "five."), (("one three.", "so: three"), ("five.",)))
+
+
+def test_summaries_are_judged_by_the_nearest_reference_beside_the_first_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sentences share 1 of 2 + 2 and 0 words with their nearest references."""
+    monkeypatch.setattr(transfer, "summarised", lambda split: TOLD)
+    monkeypatch.setattr(transfer, "_scores", lambda task, rows, splits, steps: (0.5,) * len(rows))
+    found = transfer.measure_summaries(toy_model("t5"), toy_tokenizer("t5"), seeds=2)
+    assert (found.tuned, found.first_sentence) == ((0.5, 0.5), pytest.approx((2 * 1 / 4 + 0) / 2))
+
+
+def test_a_t5_learns_to_write_the_summaries_it_was_shown() -> None:
+    rows = Summarised(("yes yes yes", "no no"), ("up", "far down"), (("up",), ("far down",)))
+    task = transfer._summariser(toy_model("t5"), toy_tokenizer("t5"))
+    assert transfer._score(task, task.model().eval(), rows) < 0.5
+    assert transfer._score(task, transfer._fitted(task, rows, rate=1e-2, steps=80, seed=0), rows) == 1.0
 
 
 MAKERS = {"bert": transfer._encoder, "t5": transfer._text_to_text}

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from llmcourse.metrics import macro_f1
 from llmcourse.world import World, twins
 from llmcourse.world.draw import Draw
 from llmcourse.world.grammar import accepts
@@ -180,15 +181,6 @@ def test_the_texts_of_a_twin_are_accepted_by_the_grammar(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def test_macro_f1_of_a_hand_worked_case() -> None:
-    """F1 of the classes: 2·1/(1 + 2), 2·1/(3 + 1), 0."""
-    assert twins.macro_f1([0, 0, 1, 2], [0, 1, 1, 1], 3) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
-
-
-def test_macro_f1_equals_one_for_a_perfect_answer_and_ignores_a_class_nobody_names() -> None:
-    assert twins.macro_f1([0, 1, 0], [0, 1, 0], 3) == 1.0
-
-
 @pytest.mark.parametrize("name", SIX)
 def test_the_best_accuracy_is_what_the_noise_leaves(name: str) -> None:
     scores = twins.best(name)
@@ -217,7 +209,7 @@ def _bayes(name: str, limit: int | None = None) -> list[tuple[twins.Example, int
 
 
 def _f1(name: str, answers: list[tuple[twins.Example, int]]) -> float:
-    return twins.macro_f1([each.label for each, _ in answers], [told for _, told in answers], len(twins.TWINS[name].labels))
+    return macro_f1([each.label for each, _ in answers], [told for _, told in answers], len(twins.TWINS[name].labels))
 
 
 @pytest.mark.parametrize("name", SIX)

@@ -32,7 +32,7 @@ from llmcourse.exercise import progress
 from llmcourse.pretraining.entropy import Compression, accepted_share, compression, held_out
 from llmcourse.pretraining.recipe import RECIPES, Mixture, Recipe, build_model, build_tokenizer, optimizers
 from llmcourse.pretraining.skills import Score, measure, measure_untaught
-from llmcourse.pretraining.transfer import Transfer, measure_transfer
+from llmcourse.pretraining.transfer import Summaries, Transfer, measure_summaries, measure_transfer
 from llmcourse.train import History, fit
 from llmcourse.world import World
 
@@ -73,7 +73,7 @@ def _train(recipe: Recipe, runs: Path, resume: bool) -> tuple[PreTrainedModel, P
     world = World(recipe.seed)
     tokenizer = build_tokenizer(world, recipe)
     model = build_model(recipe, tokenizer)
-    model.config._attn_implementation = "eager"  # at these sizes torch's fused kernel is slower on a CPU than plain products
+    model.set_attn_implementation("eager")  # at these sizes torch's fused kernel is slower on a CPU than plain products
     history = fit(
         model,
         Mixture(world, tokenizer, recipe),
@@ -178,13 +178,13 @@ def _thinned(losses: list[float], every: int = 25) -> list[list[float]]:
 
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World) -> dict[str, list[dict[str, str]]]:
-    """The tables of a card, by title: skills and compression of a gpt, transfer to the twins of the other families."""
+    """The tables of a card, by title: skills and compression of a gpt; transfer to the twins, of a T5 also to summaries."""
     if model.config.model_type != "llama":
-        return {
-            f"Fine-tuned on the twins, {PER_CLASS} labels a class and all": transfer_rows(
-                measure_transfer(model, tokenizer, per_class=PER_CLASS)
-            )
-        }
+        found = transfer_rows(measure_transfer(model, tokenizer, per_class=PER_CLASS))
+        tables = {f"Fine-tuned on the twins, {PER_CLASS} labels a class and all": found}
+        if model.config.model_type == "t5":
+            tables["Fine-tuned to sum a text up in one sentence"] = summary_rows(measure_summaries(model, tokenizer))
+        return tables
     held = held_out(world, RECIPES["tiny-gpt"].stages[-1].shares)
     scores = measure(model, tokenizer, world) | measure_untaught(model, tokenizer, world)
     accepted = Score(right=(found := accepted_share(model, tokenizer))[0], asked=found[1], commonest=0.0)
@@ -208,22 +208,32 @@ def compression_rows(found: Compression) -> list[dict[str, str]]:
 
 def transfer_rows(found: list[Transfer]) -> list[dict[str, str]]:
     """One row a twin: macro-F1 over seeds (mean, least and most), and the best achievable."""
-
-    def spread(scores: tuple[float, ...]) -> str:
-        return f"{mean(scores):.1%} ({min(scores):.1%} – {max(scores):.1%})"
-
     return [
         {
             "twin": one.twin,
-            "few labels": spread(one.few),
-            "few labels, random start": spread(one.few_random),
+            "few labels": _spread(one.few),
+            "few labels, random start": _spread(one.few_random),
             "gain": f"{100 * one.gain:+.1f} points",
-            "all labels": spread(one.all),
+            "all labels": _spread(one.all),
             "best achievable": f"{one.best:.1%}",
             "reached": f"{one.reached:.1%}",
         }
         for one in found
     ]
+
+
+def summary_rows(found: Summaries) -> list[dict[str, str]]:
+    """ROUGE-L over seeds (mean, least and most) from both starts, and of the text's first sentence."""
+    told = {
+        "pre-trained": _spread(found.tuned),
+        "random start": _spread(found.tuned_random),
+        "the text's first sentence": f"{found.first_sentence:.1%}",
+    }
+    return [{"summary by": who, "ROUGE-L (F1)": score} for who, score in told.items()]
+
+
+def _spread(scores: tuple[float, ...]) -> str:
+    return f"{mean(scores):.1%} ({min(scores):.1%} – {max(scores):.1%})"
 
 
 def skill_rows(scores: dict[str, Score]) -> list[dict[str, str]]:
@@ -275,6 +285,8 @@ HOW = {
     "counts as right when the whole completion is. The last column is what giving the commonest answer every time would reach.",
     "bert": "Macro-F1 on the test split: mean (least – most) over seeds. Each start has its own learning rate, chosen on\n"
     "validation data.",
+    "t5": "Macro-F1 on the test split, and ROUGE-L against the nearest of six good summaries: mean (least – most) over seeds.\n"
+    "Each start has its own learning rate, chosen on validation data.",
 }
 FAMILIES = {
     "gpt": {"task": "text-generation", "architecture": "Llama", "objective": "the next token", "each": ""},
@@ -289,7 +301,7 @@ def card(name: str, facts: dict[str, Any], tables: dict[str, list[dict[str, str]
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     shape = {key: getattr(recipe, key) for key in ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width", "context")}
     told = "\n\n".join(f"## {title}\n{_table(rows)}" for title, rows in tables.items())
-    more = {"name": name, "tables": told, "versions": versions, "how": HOW.get(recipe.family, HOW["bert"])}
+    more = {"name": name, "tables": told, "versions": versions, "how": HOW[recipe.family]}
     return CARD.format(**facts | shape | FAMILIES[recipe.family] | more)
 
 

@@ -27,7 +27,7 @@ from .draw import Draw
 from .opinions import companies, judging, remarks, stances, topics
 from .opinions.wording import ASPECTS, GENERAL
 
-__all__ = ["TWINS", "Example", "Twin", "best", "examples", "macro_f1"]
+__all__ = ["TWINS", "Example", "Twin", "best", "examples"]
 
 SPLITS = ("train", "validation", "test")
 TRIES = 200  # texts drawn for one example before it is given up
@@ -256,21 +256,13 @@ def _example(draw: Draw, twin: Twin, split: str, seen: set[str]) -> list[Example
     return [Example(text, draw.one(wrong) if draw.chance(twin.noise) else truth, truth, difficulty)]
 
 
-def macro_f1(truth: Sequence[int], predicted: Sequence[int], classes: int) -> float:
-    """The mean over the classes of 2 · hits / (predicted + true); a class neither predicted nor true counts 1."""
-    scores = []
-    for each in range(classes):
-        hits = sum(t == p == each for t, p in zip(truth, predicted, strict=True))
-        named = truth.count(each) + predicted.count(each)
-        scores.append(2 * hits / named if named else 1.0)
-    return sum(scores) / classes
-
-
 def best(name: str, split: str = "test") -> dict[str, float]:
     """The score of whoever always says the truth, judged by the given labels: accuracy and macro-F1.
 
     Raises: ValueError for a name or a split nobody knows.
     """
+    from llmcourse.metrics import macro_f1  # brings torch, which the texts do without
+
     found = examples(name, split)
     given, truth = [example.label for example in found], [example.truth for example in found]
     right = sum(a == b for a, b in zip(given, truth, strict=True))
