@@ -27,7 +27,7 @@ NOTEBOOKS = (
     Notebook("02_pretraining", "tokenizers, objectives, data, scaling laws", ready=True),
     Notebook("03_fine_tuning", "adapting a model, and what it forgets"),
     Notebook("04_peft", "LoRA, adapters, prompts: train one per cent"),
-    Notebook("05_quantization", "16, 8, 4, 1.58 bits, and QLoRA"),
+    Notebook("05_quantization", "16, 8, 4, 1.58 bits, and QLoRA", ready=True),
     Notebook("06_distillation", "a small student of a large teacher"),
     Notebook("07_maml", "learning to learn from five examples"),
     Notebook("08_multitask", "many tasks at once, and instructions"),
