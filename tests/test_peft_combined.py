@@ -1,89 +1,17 @@
 """MAM, UniPELT and the hybrid against their equations, written out by hand on the base model's own modules."""
 
 import copy
-import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from llmcourse import peft
 from llmcourse.peft import adapters, hybrid, lora, mam, prefix, prompt_tuning, unipelt
 from llmcourse.transformer import Transformer, generate
-
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-MODELS = {
-    "llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel, "t5": T5ForConditionalGeneration, "bert": BertForSequenceClassification,
-    "llama_classifier": LlamaForSequenceClassification, "gpt2_classifier": GPT2ForSequenceClassification,
-}  # fmt: skip
-GENERATORS = ["llama", "gpt2", "t5"]
-
-
-def sizes(name, seed):
-    """A random odd configuration."""
-    rng = random.Random(f"{name}{seed}")
-    kv, d = rng.choice([1, 2, 3]), 2 * rng.randrange(2, 6)
-    heads, layers, vocab, inner = kv * rng.choice([1, 2]), rng.choice([2, 3]), rng.randrange(41, 70), rng.randrange(11, 40)
-    common = {"vocab_size": vocab, "pad_token_id": 0, "num_labels": 3}
-    if name.startswith("llama"):
-        common |= {
-            "num_key_value_heads": kv,
-            "num_attention_heads": heads,
-            "head_dim": d,
-            "hidden_size": heads * rng.randrange(5, 11),
-        }
-        return LlamaConfig(**common, num_hidden_layers=layers, intermediate_size=inner, eos_token_id=None)
-    if name.startswith("gpt2"):
-        common |= {"n_embd": heads * d, "n_head": heads, "n_layer": layers, "n_inner": inner, "n_positions": 40}
-        return GPT2Config(**common, eos_token_id=None, bos_token_id=1)
-    if name == "t5":
-        common |= {"d_model": rng.randrange(17, 33), "d_kv": d, "num_heads": heads, "d_ff": inner, "num_layers": layers}
-        return T5Config(**common, num_decoder_layers=2, dropout_rate=0.0, eos_token_id=None, decoder_start_token_id=0)
-    common |= {"hidden_size": heads * d, "num_attention_heads": heads, "num_hidden_layers": layers, "intermediate_size": inner}
-    return BertConfig(**common, max_position_embeddings=40)
-
-
-def make(name, seed=1, cls=None):
-    """A random model in which no weight is near its initial value."""
-    torch.manual_seed(seed)
-    model = (cls or MODELS[name])(sizes(name, seed))
-    for weight in model.parameters():
-        weight.data += 0.1 * torch.randn_like(weight)
-    return model.eval()
-
-
-def batch(name, side=None, rows=3, seq=9, labels=True):
-    """Ids, mask and labels; padding (id 0) on one side."""
-    rng = torch.Generator().manual_seed(seq)
-    ids, mask = torch.randint(3, 41, (rows, seq), generator=rng), torch.ones(rows, seq, dtype=torch.long)
-    for row in range(rows):
-        mask[row, : 2 * row] = 0
-    mask = {"left": mask, "right": mask.flip(1), None: torch.ones_like(mask)}[side]
-    out = {"input_ids": ids * mask, "attention_mask": mask}
-    if labels and name in ("llama", "gpt2"):
-        out["labels"] = ids.masked_fill(mask == 0, -100)
-    elif labels:
-        out["labels"] = ids[:, :6].contiguous() if name == "t5" else torch.arange(rows) % 3
-    return out
-
-
-def task(model):
-    return peft.interface.task_type(model)
-
+from tests.peft_models import CLOSE, GENERATORS, MODELS, batch, make
 
 MAM = mam.Config(prefix=prefix.Config(n_tokens=5, projection=True, hidden=7), adapter=adapters.Parallel(bottleneck=5))
 HYBRID = hybrid.Config(prompt=prompt_tuning.Config(n_tokens=5), lora=lora.Config(r=2, alpha=5))
