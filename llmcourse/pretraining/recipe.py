@@ -149,7 +149,7 @@ def _gpt(steps: int, rows: int, **shape: Any) -> Recipe:
     return Recipe(family="gpt", steps=steps, stages=stages, **shape)
 
 
-# Above gpt's rate: T5's embeddings begin with standard deviation 1, and small steps hardly move them. In trials, mostly on opinions,
+# Above gpt's rate: T5's embeddings begin with standard deviation 1, and small steps hardly move them. In trials, mostly opinions,
 # the losses of tiny-t5-mini after 500 steps and tiny-bert-small after 600 were a fifth lower than with 2e-3.
 READER_LR = {"bert": 8e-3, "t5": 2e-2}
 
