@@ -1,5 +1,6 @@
 """How the embedded models are made: batches by number, lessons in the right order, honest measurements, and weights that ship."""
 
+import copy
 import json
 import lzma
 import math
@@ -20,10 +21,21 @@ from typer.testing import CliRunner
 from llmcourse import zoo
 from llmcourse.cli import app
 from llmcourse.pretraining import entropy, making, recipe, skills, transfer, untaught
-from llmcourse.pretraining.recipe import RECIPES, Mixture, Recipe, Stage, build_model, build_tokenizer, optimizers
+from llmcourse.pretraining.marks import measure_marks
+from llmcourse.pretraining.recipe import (
+    RECIPES,
+    Mixture,
+    Recipe,
+    Stage,
+    build_model,
+    build_tokenizer,
+    optimizers,
+    reading_loss,
+)
 from llmcourse.pretraining.transfer import Classified, Summaries, Summarised, Transfer
 from llmcourse.world import CUTOFF, KINDS, Draw, Question, World, instructions, preferences, tools
 from llmcourse.world.kinds import facts
+from llmcourse.world.marked import MARKS
 
 FAMILIES = {"gpt": "tiny-gpt", "bert": "tiny-bert", "t5": "tiny-t5"}
 GPTS = [name for name, made in RECIPES.items() if made.family == "gpt"]
@@ -34,7 +46,7 @@ TOYS = {
     family: Recipe(
         family=family,
         steps=6,
-        stages=(Stage(until=1.0, rows=2, length=64, shares=FORM, sizes={"copy": (3, 3)}),),
+        stages=(Stage(until=1.0, rows=2, length=64, shares=FORM, sizes={"copy": (3, 3)}, marked=int(family != "gpt")),),
         vocab_size=300,
         width=16,
         layers=1,
@@ -80,7 +92,8 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
     for family, toy in TOYS.items():
         patch.setitem(RECIPES, f"toy-{family}", toy)
     patch.setattr(making, "build_tokenizer", lambda world, recipe: toy_tokenizer(recipe.family))
-    patch.setattr(making, "_compiled_loss", lambda: lambda model, batch: model(**batch).loss)
+    patch.setattr(making, "_compiled_loss", lambda: reading_loss)
+    patch.setattr(making, "measure_marks", lambda *args, **options: measure_marks(*args, **options | {"asked": 4}))
     patch.setattr(skills, "SKILLS", {"feeling of a review": skills.SKILLS["feeling of a review"]})
     patch.setattr(making, "measure", lambda *args, **options: skills.measure(*args, **options | {"asked": 4}))
     patch.setattr(making, "measure_untaught", lambda *args: {})
@@ -245,8 +258,17 @@ def test_another_number_of_steps_changes_nothing_else() -> None:
 def test_a_batch_depends_on_its_number_alone(family: str) -> None:
     one, again = (Mixture(World(0), toy_tokenizer(family), TOYS[family]) for _ in range(2))
     other, first, second = one(4), one(3), again(3)
-    assert all(torch.equal(first[key], second[key]) for key in first.keys() | second.keys())
+    parts = [(first, second), *([(first.pop("marked"), second.pop("marked"))] if family != "gpt" else [])]
+    for ours, theirs in parts:
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours.keys() | theirs.keys())
     assert not torch.equal(first["input_ids"], other["input_ids"])
+
+
+def test_a_batch_does_not_depend_on_how_its_tokenizer_was_called_before() -> None:
+    tokenizer = build_tokenizer(World(0), TOYS["t5"], documents=300)
+    before = Mixture(World(0), tokenizer, TOYS["t5"])(1)
+    tokenizer(["one", "two three"], truncation=True, max_length=2, padding=True)
+    assert torch.equal(Mixture(World(0), tokenizer, TOYS["t5"])(1)["input_ids"], before["input_ids"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -363,10 +385,11 @@ def _spans(row: list[int], marks: list[int]) -> list[tuple[int, list[int]]]:
 
 
 def test_sentinels_stand_in_order_and_their_spans_complete_the_row() -> None:
-    tokenizer, stage = tokenizer_of("t5"), RECIPES["tiny-t5"].stages[0]
+    tokenizer, stage, pad = tokenizer_of("t5"), RECIPES["tiny-t5"].stages[0], tokenizer_of("t5").pad_token_id
     marks = tokenizer.convert_tokens_to_ids([f"<|extra_{i}|>" for i in range(recipe.SENTINELS)])
     batch = mixture_of("tiny-t5")(0)
-    for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+    for row, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        ids = [token for token in row if token != pad]
         assert ids.pop() == tokenizer.eos_token_id == labels[-1]
         hidden = _spans(labels[:-1], marks)
         assert [mark for mark, _ in hidden] == marks[: len(hidden)] == [token for token in ids if token in marks]
@@ -376,11 +399,155 @@ def test_sentinels_stand_in_order_and_their_spans_complete_the_row() -> None:
         assert min(whole) >= len(recipe.SPECIAL_TOKENS)
 
 
-def test_spans_are_three_tokens_long_on_average() -> None:
+def test_spans_are_four_tokens_long_on_average() -> None:
     labels = mixture_of("tiny-t5")(1)["labels"]
     low = tokenizer_of("t5").convert_tokens_to_ids("<|extra_0|>")
     spans = ((labels >= low) & (labels < low + recipe.SENTINELS)).sum(1)
     assert (spans == round(recipe.NOISE * 128 / recipe.SPAN)).all()
+
+
+GIVEN = {word for _, classes in MARKS.values() for words in classes.values() for word in words}
+
+
+@cache
+def short_part(name: str) -> dict[str, torch.Tensor]:
+    """The rows of one text each whose words are hidden."""
+    batch = mixture_of(name)(RECIPES[name].steps - 1)
+    return {key: value[-RECIPES[name].stages[-1].short :] for key, value in batch.items() if key != "marked"}
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-t5"])
+def test_words_are_hidden_in_texts_that_stand_alone_too(name: str) -> None:
+    """Otherwise a reader takes every text that stands alone for one whose mark is asked for."""
+    part, length = short_part(name), mixture_of(name)(RECIPES[name].steps - 1)["input_ids"].shape[1]
+    lengths = part["attention_mask"].sum(1)
+    assert (lengths < length / 2).all()
+    assert torch.equal(part["attention_mask"] == 0, part["input_ids"] == tokenizer_of(RECIPES[name].family).pad_token_id)
+    assert ((part["labels"] != -100).sum(1) >= (0 if name == "tiny-bert" else 3)).all()
+    assert (part["labels"] != -100).sum() > len(lengths)
+
+
+def test_a_text_that_stands_alone_is_framed_as_the_tokenizer_frames_one() -> None:
+    tokenizer, part = tokenizer_of("bert"), short_part("tiny-bert")
+    for row, seen in zip(part["input_ids"].tolist(), part["attention_mask"].sum(1).tolist(), strict=True):
+        assert (row[0], row[seen - 1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert tokenizer.sep_token_id not in row[: seen - 1]
+    assert (part["token_type_ids"] == 0).all()
+    assert (part["labels"][:, 0] == -100).all()
+
+
+@cache
+def marked_part(name: str) -> dict[str, torch.Tensor]:
+    return mixture_of(name)(RECIPES[name].steps - 1)["marked"]
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-t5"])
+def test_marks_come_after_reading_which_goes_on_beside_them(name: str) -> None:
+    first, last = RECIPES[name].stages
+    assert first.marked == first.short == 0 < last.short < last.rows < last.marked
+    assert "marked" not in mixture_of(name)(0)
+    assert len(marked_part(name)["input_ids"]) == last.marked
+
+
+def test_a_masked_model_is_asked_for_the_mark_at_the_first_place_and_sees_every_word() -> None:
+    tokenizer, part = tokenizer_of("bert"), marked_part("tiny-bert")
+    given = {tokenizer(f" {word}", add_special_tokens=False)["input_ids"][-1] for word in GIVEN}
+    assert (part["input_ids"] != tokenizer.mask_token_id).all()
+    assert (part["labels"][:, 1:] == -100).all()
+    assert set(part["labels"][:, 0].tolist()) <= given
+    assert (part["input_ids"][:, 0] == tokenizer.cls_token_id).all()
+
+
+def test_a_t5_is_asked_to_write_the_mark_and_nothing_else() -> None:
+    tokenizer = tokenizer_of("t5")
+    labels = [[token for token in row if token != -100] for row in marked_part("tiny-t5")["labels"].tolist()]
+    assert {row[-1] for row in labels} == {tokenizer.eos_token_id}
+    assert {tokenizer.decode(row[:-1]).strip() for row in labels} <= GIVEN
+
+
+def test_a_mark_is_one_token_behind_its_space_in_the_tokenizer_that_ships() -> None:
+    tokenizer = zoo.load("tiny-gpt")[1]
+    tokens = {word: tokenizer.tokenize(f" {word}") for word in GIVEN}
+    assert all(found == (["Ġ", word] if word.isdigit() else [f"Ġ{word}"]) for word, found in tokens.items())
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-t5"])
+def test_padding_is_hidden_and_nothing_else(name: str) -> None:
+    part, pad = marked_part(name), tokenizer_of(RECIPES[name].family).pad_token_id
+    assert torch.equal(part["attention_mask"] == 0, part["input_ids"] == pad)
+    assert (part["attention_mask"] == 0).any()
+
+
+def test_a_marked_text_stands_whole_between_the_tokens_that_frame_it() -> None:
+    tokenizer = tokenizer_of("bert")
+    for row, seen in zip(*(marked_part("tiny-bert")[key].tolist() for key in ("input_ids", "attention_mask")), strict=True):
+        ids = row[: sum(seen)]
+        assert ids == tokenizer(tokenizer.decode(ids[1:-1]))["input_ids"]
+        assert tokenizer.decode(ids[1:-1]).endswith((".", "!", "?"))
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_the_loss_is_the_mean_of_hidden_words_and_marks_by_weight(family: str) -> None:
+    batch, weight = Mixture(World(0), toy_tokenizer(family), TOYS[family])(0), recipe.MARK_WEIGHT[family]
+    marked = batch["marked"]
+    model = toy_model(family)
+    with torch.no_grad():
+        both = reading_loss(model, batch).item()
+        words, marks = reading_loss(model, {k: v for k, v in batch.items() if k != "marked"}).item(), model(**marked).loss.item()
+    assert words != marks
+    assert both == pytest.approx((words + weight * marks) / (1 + weight), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- positions
+
+
+def test_a_masked_models_positions_begin_as_sinusoids() -> None:
+    """Column 2i is a sine of frequency 10,000^(−2i/width), column 2i+1 its cosine."""
+    table = toy_model("bert").bert.embeddings.position_embeddings.weight
+    width = table.shape[1]
+    for place, column in ((0, 1), (5, 0), (9, 4), (40, 7)):
+        angle = place * 10_000 ** (-(column - column % 2) / width)
+        wanted = math.sqrt(2 / width) * (math.cos(angle) if column % 2 else math.sin(angle))
+        assert table[place, column].item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_masked_models_positions_learn_a_tenth_as_fast() -> None:
+    model = toy_model("bert")
+    adamw = optimizers(TOYS["bert"], model)[1]
+    rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
+    embeddings = model.bert.embeddings
+    words, places = (rates[id(table.weight)] for table in (embeddings.word_embeddings, embeddings.position_embeddings))
+    assert places == pytest.approx(words / 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------- marks
+
+
+class Saying(torch.nn.Module):
+    """A BERT that expects the same token everywhere."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__()
+        self.token, self.config, self.device = token, SimpleNamespace(model_type="bert"), torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, **others: object) -> SimpleNamespace:
+        logits = torch.nn.functional.one_hot(torch.full_like(input_ids, self.token), 2048)
+        return SimpleNamespace(logits=logits.float())
+
+
+def test_four_stars_are_right_where_five_were_given_and_two_are_not() -> None:
+    tokenizer = tokenizer_of("bert")
+    said = {stars: tokenizer(f" {stars}", add_special_tokens=False)["input_ids"][-1] for stars in "245"}
+    good, alike, bad = (measure_marks(Saying(said[stars]), tokenizer, World(0), asked=40)["stars"] for stars in "452")
+    assert good == alike
+    assert good.right + bad.right == good.asked
+    assert max(good.right, bad.right) == round(good.commonest * good.asked)
+
+
+def test_marks_are_asked_in_the_wordings_of_the_split() -> None:
+    watched = Watched()
+    measure_marks(Saying(0), tokenizer_of("bert"), watched, asked=3, split="validation")
+    assert watched.splits == {"validation"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -398,13 +565,13 @@ def test_initial_weights_have_standard_deviation_one_over_root_width(family: str
 def test_an_untrained_model_is_about_as_unsure_as_a_uniform_one(family: str) -> None:
     batch = Mixture(World(0), toy_tokenizer(family), TOYS[family])(0)
     with torch.no_grad():
-        assert toy_model(family)(**batch).loss.item() == pytest.approx(math.log(300), abs=1.2)
+        assert reading_loss(toy_model(family), batch).item() == pytest.approx(math.log(300), abs=1.2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_batch_fits_its_model_and_gives_every_parameter_a_gradient(family: str) -> None:
     model = toy_model(family)
-    model(**Mixture(World(0), toy_tokenizer(family), TOYS[family])(0)).loss.backward()
+    reading_loss(model, Mixture(World(0), toy_tokenizer(family), TOYS[family])(0)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -759,6 +926,20 @@ def test_both_starts_get_the_same_labels_and_steps_and_the_test_set_is_never_tra
     assert (found.gain, found.reached) == (0.0, pytest.approx(0.5 / 0.8))
 
 
+def test_a_random_start_is_as_the_network_was_before_its_pre_training() -> None:
+    """Positions as sinusoids; every other table drawn anew."""
+    before, model = toy_model("bert"), build_model(replace(TOYS["bert"], seed=3), toy_tokenizer("bert"))
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.add_(1.0)
+    start = transfer._randomised(trained).bert.embeddings
+    assert torch.equal(start.position_embeddings.weight, before.bert.embeddings.position_embeddings.weight)
+    deviation = start.word_embeddings.weight.std().item()
+    assert deviation == pytest.approx(model.config.initializer_range, rel=0.1)
+    assert not torch.equal(start.word_embeddings.weight, trained.bert.embeddings.word_embeddings.weight)
+
+
 TOLD = Summarised(("one two. three", "four. five"), ("one three.", "five."), (("one three.", "so: three"), ("five.",)))
 
 
@@ -896,10 +1077,11 @@ def _compare(card: str, log: dict) -> None:
         assert all(f"| {' | '.join(row.values())} |" in card for row in rows)
 
 
-def test_the_log_holds_the_skills_of_a_gpt_and_the_validation_loss_of_the_others(made: tuple[str, Path]) -> None:
+def test_the_log_holds_the_skills_of_a_gpt_and_the_marks_and_validation_loss_of_the_others(made: tuple[str, Path]) -> None:
     log = json.loads((made[1] / "training.json").read_text(encoding="utf-8"))
-    wanted = "feeling of a review" if made[0] == "gpt" else "validation loss"
-    assert [set(entry) for entry in log["skills"]] == [{"step", wanted}]
+    marks = {f"mark: {title.lower()}" for title, _ in MARKS.values()}
+    wanted = {"feeling of a review"} if made[0] == "gpt" else {"validation loss"} | marks
+    assert [set(entry) for entry in log["skills"]] == [{"step"} | wanted]
 
 
 def test_another_number_of_steps_never_takes_the_shipped_weights_place(quick: None, learner_home: Path) -> None:
@@ -997,7 +1179,7 @@ def test_a_shipped_model_still_has_the_loss_of_its_card(name: str) -> None:
     model, tokenizer = zoo.load(name)
     batch = Mixture(World(0), tokenizer, RECIPES[name])(RECIPES[name].steps - 1)
     with torch.no_grad():
-        loss = model(**batch).loss.item()
+        loss = reading_loss(model, batch).item()
     assert loss == pytest.approx(_log(name)["loss"], rel=0.25)
 
 
@@ -1008,11 +1190,25 @@ def test_a_shipped_gpt_still_has_the_skills_of_its_card(
 ) -> None:
     model, tokenizer = zoo.load(name)
     monkeypatch.setattr(skills, "SKILLS", {skill: skills.SKILLS[skill]})
-    (row,) = [line for line in _card(name).splitlines() if line.startswith(f"| {skill} |")]
-    low, high = (float(number) / 100 for number in re.search(r"([\d.]+)% – ([\d.]+)%", row).groups())
+    low, high = _interval(name, skill)
     ours = skills.measure(model, tokenizer, world, asked=60)[skill].interval
     assert ours[0] <= high
     assert ours[1] >= low
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in TALKING])
+def test_a_shipped_reader_still_tells_the_marks_of_its_card(world: World, name: str) -> None:
+    for mark, score in measure_marks(*zoo.load(name), world, asked=60).items():
+        low, high = _interval(name, mark)
+        assert score.interval[0] <= high
+        assert score.interval[1] >= low
+
+
+def _interval(name: str, skill: str) -> tuple[float, float]:
+    """The interval of a skill by the model's card."""
+    (row,) = [line for line in _card(name).splitlines() if line.startswith(f"| {skill} |")]
+    low, high = (float(number) / 100 for number in re.search(r"([\d.]+)% – ([\d.]+)%", row).groups())
+    return low, high
 
 
 # ---------------------------------------------------------------------------------------------------------------- commands

@@ -434,6 +434,11 @@ def test_every_shipped_log_can_be_drawn(name: str) -> None:
     assert len(emergence.appearances(log)) >= 1
 
 
+def test_a_validation_loss_is_no_skill() -> None:
+    log = LOG | {"skills": [row | {"validation loss": 9.0 - i} for i, row in enumerate(LOG["skills"])]}
+    assert emergence.appearances(log) == emergence.appearances(LOG)
+
+
 def test_a_log_without_skills_or_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emergence.zoo, "FOLDER", tmp_path)
     for name, text, message in (("a", "{", "damaged"), ("b", '{"losses": [[1, 2.0]]}', "no losses or no skills")):

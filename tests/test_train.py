@@ -212,6 +212,14 @@ def test_accumulated_micro_batches_equal_one_large_batch():
     assert one.tokens == four.tokens == 12 * 4 * 32
 
 
+def test_the_tokens_of_a_batch_within_a_batch_are_counted_too():
+    def loss(model, both):
+        return model(**both["more"]).loss + model(both["input_ids"], both["labels"]).loss
+
+    history = fit(tiny(), lambda i: batch(i) | {"more": batch(i, rows=2)}, config(steps=1), loss=loss)
+    assert history.tokens == batch(0)["input_ids"].numel() + batch(0, rows=2)["input_ids"].numel()
+
+
 def test_gradients_left_from_before_or_outside_the_optimizer_play_no_part():
     def head_only(model, config):
         return torch.optim.SGD([model.head.bias], lr=config.lr)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -13,6 +14,7 @@ from llmcourse.metrics import macro_f1
 from llmcourse.world import World, twins
 from llmcourse.world.draw import Draw
 from llmcourse.world.grammar import accepts
+from llmcourse.world.marked import MARKS
 from llmcourse.world.opinions import OPINIONS, companies, judging, remarks
 from llmcourse.world.opinions.wording import ASPECTS, GENERAL, kept, say
 
@@ -23,6 +25,38 @@ DENIALS = re.compile(r"\b(not|never|[Nn]obody|cannot|far from|anything but|[Ww]h
 def _within(share: float, expected: float, count: int) -> bool:
     """Whether a share is no further from the expected one than four standard deviations of a sample."""
     return abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / count)
+
+
+# ------------------------------------------------------------------------------------------------------------ marks
+
+
+@cache
+def marked_texts(count: int = 3000) -> tuple[tuple[str, str, str], ...]:
+    """Text, the mark's name, the mark."""
+    questions = (World().question("marked", i, "train") for i in range(count))
+    return tuple((*question.prompt.removesuffix(":").rsplit("\n", 1), question.answer) for question in questions)
+
+
+def test_a_mark_is_a_word_of_its_kind_and_every_word_is_met() -> None:
+    words = {(title, word) for title, classes in MARKS.values() for same in classes.values() for word in same}
+    assert {(title, mark) for _, title, mark in marked_texts()} == words
+
+
+def test_a_text_that_is_also_in_a_twin_has_the_mark_of_its_class() -> None:
+    known = {(MARKS[name][0], example.text): (name, example.truth) for name in SIX for example in twins.examples(name, "train")}
+    met = [(known[title, text], mark) for text, title, mark in marked_texts() if (title, text) in known]
+    assert len(met) > 30
+    for (name, truth), mark in met:
+        assert mark in MARKS[name][1][twins.TWINS[name].labels[truth]]
+
+
+def test_no_marked_training_text_is_validated_or_tested_on() -> None:
+    held_out = {example.text for name in SIX for split in ("validation", "test") for example in twins.examples(name, split)}
+    assert not held_out & {text for text, _, _ in marked_texts()}
+
+
+def test_a_marked_text_has_its_mark_in_the_line_below() -> None:
+    assert re.fullmatch(r"[^\n]+\n(Page|Outlook|Stars|Meant|Vote): \w+\n", World().document("marked", 3))
 
 
 # ------------------------------------------------------------------------------------------------------------ opinions

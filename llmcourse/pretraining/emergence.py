@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Appearance", "appearances", "describe", "load", "picture"]
 
 
+NO_SKILLS = ("step", "validation loss")  # what else a log tells of a moment
+
+
 class Appearance(NamedTuple):
     """When a skill came: the tokens read by then (None: it never rose), its first, last and best share, its largest single jump.
 
@@ -69,7 +72,7 @@ def appearances(log: Mapping[str, Any], *, smallest_rise: float = 0.1) -> list[A
 
 
 def _skills(log: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name for row in log["skills"] for name in row if name != "step"))
+    return list(dict.fromkeys(name for row in log["skills"] for name in row if name not in NO_SKILLS))
 
 
 def _curve(log: Mapping[str, Any], skill: str) -> list[tuple[int, float]]:

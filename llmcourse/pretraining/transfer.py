@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from llmcourse import data
 from llmcourse.metrics import macro_f1, rouge
+from llmcourse.pretraining.recipe import with_sinusoids
 from llmcourse.train import TrainConfig, fit
 
 if TYPE_CHECKING:
@@ -259,8 +260,10 @@ def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, twin: 
 
 
 def _randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """The same network as it was before pre-training began."""
     torch.manual_seed(0)
-    return type(model)(copy.deepcopy(model.config))
+    start = type(model)(copy.deepcopy(model.config))
+    return with_sinusoids(start) if model.config.model_type == "bert" else start
 
 
 def _scores(task: Task, rows: Sequence[Any], splits: dict[str, Any], steps: int) -> tuple[float, ...]:

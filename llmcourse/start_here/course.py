@@ -25,7 +25,7 @@ NOTEBOOKS = (
     Notebook("00_start_here", "how the course works, in five minutes", ready=True),
     Notebook("01_transformer", "from one dot product to a model that writes", ready=True),
     Notebook("02_pretraining", "tokenizers, objectives, data, scaling laws", ready=True),
-    Notebook("03_fine_tuning", "adapting a model, and what it forgets"),
+    Notebook("03_fine_tuning", "adapting a model, and what it forgets", ready=True),
     Notebook("04_peft", "LoRA, adapters, prompts: train one per cent"),
     Notebook("05_quantization", "16, 8, 4, 1.58 bits, and QLoRA", ready=True),
     Notebook("06_distillation", "a small student of a large teacher"),

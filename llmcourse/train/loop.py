@@ -215,8 +215,7 @@ class Run:
         first = batch_number(step, self.history.recoveries) * share
         for k in range(share):
             micro = _to(batch(first + k), self.device)
-            if isinstance(micro, Mapping) and isinstance(micro.get("input_ids"), Tensor):
-                self.history.tokens += micro["input_ids"].numel()
+            self.history.tokens += _tokens(micro)
             with self._autocast():
                 value = loss(self.model, micro) / share
             self.scaler.scale(value).backward()
@@ -280,6 +279,14 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     if loss is None:
         raise ValueError("the model returned no loss; put `labels` into the batch or pass loss=function(model, batch)")
     return loss
+
+
+def _tokens(batch: Any) -> int:
+    """How many `input_ids` a batch holds, also in batches within it."""
+    if not isinstance(batch, Mapping):
+        return 0
+    own = batch["input_ids"].numel() if isinstance(batch.get("input_ids"), Tensor) else 0
+    return own + sum(_tokens(part) for part in batch.values())
 
 
 def _to(batch: Any, device: torch.device) -> Any:

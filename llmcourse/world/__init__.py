@@ -8,7 +8,7 @@ without items 0–6. Names invented for a context or a label belong to one split
 or asked.
 
 Does:     biographies, stories, news, dialogues, closed-book, context and two-hop questions, lists, sums in three styles, reviews,
-          reports, posts and opinions; the information of every text, hence the entropy of the whole.
+          reports, posts and opinions, also with marks; the information of every text, hence the entropy of the whole.
 Leaves out: instructions, preferences, tools (their own modules, never in the training text).
 """
 
@@ -20,11 +20,12 @@ from typing import Literal
 from .draw import Draw
 from .items import Entity, Item, Question
 from .kinds import facts, prose, tasks
+from .marked import marked
 from .opinions import judged, opinions, posts, reports, reviews, topic_news
 from .town import CUTOFF, FAMOUS, Town
 from .words import INVENTED, split_of
 
-__all__ = ["CUTOFF", "FAMOUS", "KINDS", "Draw", "Entity", "Item", "Question", "Split", "World", "split_of"]
+__all__ = ["APART", "CUTOFF", "FAMOUS", "KINDS", "Draw", "Entity", "Item", "Question", "Split", "World", "split_of"]
 
 Split = Literal["train", "validation", "test"]
 Maker = Callable[[Town, Draw, str, int], Item]
@@ -53,6 +54,7 @@ KINDS: dict[str, tuple[Maker, int, int]] = {
     "opinion": (opinions, 1, 3),
     "topic-news": (topic_news, 2, 4),
 }
+APART: dict[str, tuple[Maker, int, int]] = {"marked": (marked, 1, 1)}  # drawn only where it is named
 
 
 class World(Town):
@@ -79,13 +81,13 @@ class World(Town):
         """Question number `index` of one kind, its prompt holding all that is needed. Raises ValueError as `document` does."""
         item, _ = self._item(kind, index, split, size)
         if not item.questions:
-            asking = ", ".join(kind for kind in KINDS if self._item(kind, 0, "train", None)[0].questions)
+            asking = ", ".join(kind for kind in KINDS | APART if self._item(kind, 0, "train", None)[0].questions)
             raise ValueError(f'kind "{kind}" is plain text and asks no question; choose one of {asking}')
         first = item.questions[0]
         return Question(prompt=item.text + first.prompt, answer=first.answer, work=first.work, shown=first.shown)
 
     def documents(self, kind: str | None = None, split: str = "train", start: int = 0) -> Iterator[str]:
-        """Documents without end, from number `start`; all kinds in turn when none is named."""
+        """Documents without end, from number `start`; all kinds of `KINDS` in turn when none is named."""
         kinds = [kind] if kind else list(KINDS)
         number = start
         while True:
@@ -97,11 +99,12 @@ class World(Town):
         return facts.questions_about(entity, split)
 
     def _item(self, kind: str, index: int, split: str, size: int | None) -> tuple[Item, Draw]:
-        if kind not in KINDS:
-            raise ValueError(f'unknown kind of text "{kind}"; choose one of {", ".join(KINDS)}')
+        kinds = KINDS | APART
+        if kind not in kinds:
+            raise ValueError(f'unknown kind of text "{kind}"; choose one of {", ".join(kinds)}')
         if split not in INVENTED:
             raise ValueError(f'unknown split "{split}"; choose one of {", ".join(INVENTED)}')
-        make, smallest, largest = KINDS[kind]
+        make, smallest, largest = kinds[kind]
         draw = Draw(f"{self.seed}/{kind}/{split}/{index}/{size}")
         size = draw.whole(smallest, largest) if size is None else size
         if not 1 <= size <= 12:
