@@ -2,9 +2,10 @@
 
     each rank      ours  theirs │ theirs  ours │ …        all ranks run the same pair at the same time, in one launch
 
-Both sides train the same random Llama from the same weights on the same rows with the same fused AdamW; their losses are asserted
-equal, step by step, before anything is measured. Time is what rank 0 sees; no rank is ahead of another by more than a message.
-Bytes are those of parameters, gradients and AdamW's moments that the rank with the most of them holds after a backward pass.
+Both sides train the same random Llama from the same weights on the same rows with the same fused AdamW, and both clip by the
+global norm; their losses are asserted equal, step by step, before anything is measured. Time is what rank 0 sees; no rank is
+ahead of another by more than a message. Bytes are those of parameters, gradients and AdamW's moments that the rank with the most
+of them holds after a backward pass.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from llmcourse.transformer import Config, Transformer
 
 __all__ = ["main"]
 
-RANKS, VOCAB = 2, 4096
+RANKS, VOCAB, CLIP = 2, 4096, 1.0
 Step = Callable[[], Tensor]
 Held = Callable[[], dict[str, int]]
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, fused=True)
@@ -64,7 +65,7 @@ def side(model: nn.Module, ids: Tensor, update: Callable[[], object], held: Held
 
 
 def our_zero3(model: Transformer, ids: Tensor) -> tuple[Step, Held]:
-    strategy = zero.shard(model, ADAMW)
+    strategy = zero.shard(model, ADAMW, zero.Config(clip=CLIP))
     return side(model, ids, strategy.step, strategy.bytes)
 
 
@@ -79,7 +80,7 @@ def fsdp2(model: Transformer, ids: Tensor) -> tuple[Step, Held]:
 
 
 def our_ddp(model: Transformer, ids: Tensor) -> tuple[Step, Held]:
-    strategy = ddp.replicate(model, ADAMW)
+    strategy = ddp.replicate(model, ADAMW, ddp.Config(clip=CLIP))
     return side(model, ids, strategy.step, partial(state_bytes, model, strategy.optimizer))
 
 
@@ -88,11 +89,11 @@ def torch_ddp(model: Transformer, ids: Tensor) -> tuple[Step, Held]:
 
 
 def library(model: nn.Module, ids: Tensor) -> tuple[Step, Held]:
-    """The library's side of the loop. Ours gives the global norm with every step, so theirs asks for it too."""
+    """The library's side of the loop, which clips as ours does."""
     optimizer = ADAMW(model.parameters())
 
     def update() -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), torch.inf)
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
 

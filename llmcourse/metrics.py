@@ -43,6 +43,7 @@ __all__ = [
     "paired",
     "paired_over_examples",
     "precision",
+    "prediction_interval",
     "recall",
     "rouge",
     "sign_flip",
@@ -251,6 +252,16 @@ def student(values: Values, *, level: float = 0.95) -> Interval:
     given = _values(values, "values")
     mean, error = float(given.mean()), float(given.std(ddof=1)) / len(given) ** 0.5
     reach = _quantile(len(given) - 1, level) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def prediction_interval(values: Values, *, level: float = 0.95) -> Interval:
+    """The mean, and where one more value like these should fall: mean ± t · s · √(1 + 1/n). A run once more is held against it.
+
+    Raises: ValueError as `student`.
+    """
+    mean, low, _ = student(values, level=level)
+    reach = (mean - low) * (len(values) + 1) ** 0.5
     return Interval(mean, mean - reach, mean + reach)
 
 

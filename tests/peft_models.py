@@ -1,8 +1,11 @@
 """Random models of every kind that soft prompts and prefixes are tested on, and batches for them."""
 
+import json
 import random
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -76,3 +79,32 @@ def batch(name, side=None, rows=3, seq=9, labels=True):
 
 def task(model):
     return peft.interface.task_type(model)
+
+
+# Golden vectors of the library `adapters`, made by golden/make_adapters_golden.py
+
+GOLDEN = Path(__file__).parent / "golden"
+FACTS = json.loads((GOLDEN / "adapters_golden.json").read_text(encoding="utf-8"))
+GOLDEN_MODELS = {"bert": "Bert", "llama": "Llama", "gpt2": "GPT2", "t5": "T5"}
+
+
+def bare(family: str):
+    """The model without a head whose weights the golden files hold, random so far, in eval mode."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    name = GOLDEN_MODELS[family]
+    return getattr(hf, f"{name}Model")(getattr(hf, f"{name}Config")(**FACTS["models"][family])).eval()
+
+
+def golden(family: str, method: str):
+    """The base model with the file's weights, and the file's other tensors by kind."""
+    tensors = load_file(GOLDEN / f"adapters_{family}_{method}.safetensors")
+    kinds = {
+        kind: {k.removeprefix(f"{kind}."): t for k, t in tensors.items() if k.startswith(f"{kind}.")}
+        for kind in ("base", "adapter", "grad")
+    }
+    model = bare(family)
+    result = model.load_state_dict(kinds["base"], strict=False)
+    assert not result.unexpected_keys and all("embed_tokens" in key for key in result.missing_keys)
+    return model, tensors, kinds

@@ -224,6 +224,14 @@ def test_of_five_normal_seeds_students_interval_covers_95_in_100_and_the_bootstr
     assert covered["bootstrap"] == pytest.approx(0.83, abs=0.03)
 
 
+def test_a_sixth_normal_value_falls_into_the_prediction_of_five_95_times_in_100():
+    """The interval is one for the next run, not for the mean: measured on 2,000 samples of 6."""
+    samples = np.random.default_rng(0).normal(size=(2000, 6))
+    intervals = [metrics.prediction_interval(row[:5]) for row in samples]
+    held = [each.low <= row[5] <= each.high for each, row in zip(intervals, samples, strict=True)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+
+
 def test_the_bootstrap_of_many_values_agrees_with_students():
     """With 400 values both are mean ± 1.96 standard errors."""
     values = np.random.default_rng(1).exponential(size=400)

@@ -1,44 +1,16 @@
 """Houlsby and parallel adapters equal the library `adapters` (golden vectors) and their equations; BitFit HF peft's biases."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from llmcourse.peft import adapters, bitfit, interface
 from llmcourse.transformer import Config as OurConfig
 from llmcourse.transformer import Transformer
+from tests.peft_models import GOLDEN_MODELS, bare, golden
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-GOLDEN = Path(__file__).parent / "golden"
-FACTS = json.loads((GOLDEN / "adapters_golden.json").read_text(encoding="utf-8"))
-CLASSES = {"bert": "Bert", "llama": "Llama", "gpt2": "GPT2", "t5": "T5"}
-
-
-def bare(family: str):
-    """The model without a head whose weights the golden files hold, random so far, in eval mode."""
-    import transformers as hf
-
-    torch.manual_seed(0)
-    name = CLASSES[family]
-    return getattr(hf, f"{name}Model")(getattr(hf, f"{name}Config")(**FACTS["models"][family])).eval()
-
-
-def golden(family: str, method: str):
-    """The base model with the file's weights, and the file's other tensors by kind."""
-    tensors = load_file(GOLDEN / f"adapters_{family}_{method}.safetensors")
-    kinds = {
-        kind: {k.removeprefix(f"{kind}."): t for k, t in tensors.items() if k.startswith(f"{kind}.")}
-        for kind in ("base", "adapter", "grad")
-    }
-    model = bare(family)
-    result = model.load_state_dict(kinds["base"], strict=False)
-    assert not result.unexpected_keys and all("embed_tokens" in key for key in result.missing_keys)
-    return model, tensors, kinds
 
 
 def run(model, family: str, ids: torch.Tensor) -> torch.Tensor:
@@ -55,7 +27,7 @@ def library_name(place: str, name: str) -> str:
     return f"{place.removesuffix('.dropout')}.adapters.x.adapter_{part}.{'0.' if part == 'down' else ''}{kind}"
 
 
-@pytest.mark.parametrize(("family", "method"), [*((f, "houlsby") for f in CLASSES), ("bert", "parallel")])
+@pytest.mark.parametrize(("family", "method"), [*((f, "houlsby") for f in GOLDEN_MODELS), ("bert", "parallel")])
 def test_adapters_equal_the_library_forward_and_backward(family, method):
     """Same weights in the same places: same hidden states, and the same gradient of every trained number."""
     model, tensors, kinds = golden(family, method)
@@ -121,7 +93,7 @@ def test_both_kinds_follow_their_equations_on_our_transformer(pre_norm):
         assert_close(block(x)[0], add(h, y, block.norm2), **CLOSE)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", GOLDEN_MODELS)
 def test_adapters_start_at_or_next_to_the_identity(family):
     """A parallel adapter starts as no change at all; Houlsby's start changes the output by less than one per cent."""
     model, ids = bare(family), torch.randint(1, 23, (2, 6))

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from llmcourse import peft
 from llmcourse.peft import adapters, hybrid, lora, mam, prefix, prompt_tuning, unipelt
 from llmcourse.transformer import Transformer, generate
-from tests.peft_models import CLOSE, GENERATORS, MODELS, batch, make
+from tests.peft_models import CLOSE, GENERATORS, MODELS, batch, golden, make
 
 MAM = mam.Config(prefix=prefix.Config(n_tokens=5, projection=True, hidden=7), adapter=adapters.Parallel(bottleneck=5))
 HYBRID = hybrid.Config(prompt=prompt_tuning.Config(n_tokens=5), lora=lora.Config(r=2, alpha=5))
@@ -115,6 +115,58 @@ def test_unipelt_equals_its_equations_on_bert(side):
         x = layer.output.LayerNorm(ffn + gate(parts["dropout"].gate, ffn) * bottleneck(parts["dropout"].adapter, ffn) + x)
     expected = bare.classifier(bare.bert.pooler(x))
     assert_close(model(**inputs).logits, expected, **CLOSE)
+
+
+def library_names(handle) -> dict[str, nn.Parameter]:
+    """Our parameters by the names that the library `adapters` gives them."""
+    attention = "encoder.layer.{}.attention.self.prefix_tuning"
+    pool = attention.format(0) + ".pool.prefix_tunings.x.self_prefix"
+    prefix_part = handle.tokens.prefix if hasattr(handle.tokens, "prefix") else handle.tokens
+    named = {f"{pool}.wte.weight": prefix_part.embedding.weight}
+    named |= {f"{pool}.control_trans.{name}": p for name, p in prefix_part.mlp.named_parameters()}
+    for i, gate in enumerate(getattr(handle.tokens, "gates", ())):
+        named |= {f"{attention.format(i)}.prefix_gates.x.{name}": p for name, p in gate.named_parameters()}
+    for place, part in handle.parts.items():
+        for name, p in part.own_parameters() if hasattr(part, "own_parameters") else ():
+            if name in ("A", "B") or "attention.self" in place:
+                named[f"{place}.loras.x.{'lora_' * (len(name) == 1)}{name}"] = p
+            else:
+                called = name.replace("adapter.down.", "adapter_down.0.").replace("adapter.up.", "adapter_up.")
+                named[f"{place.removesuffix('.dropout').replace('.mlp', '.output')}.adapters.x.{called}"] = p
+    return named
+
+
+@pytest.mark.parametrize("method", [mam, unipelt])
+def test_both_combinations_equal_the_library_adapters_forward_and_backward(method, monkeypatch):
+    """Same weights: same hidden states and gradients, once the stated differences are taken away.
+
+    Its prefix leaves the positions of the text alone, ours moves them by its 3 tokens. Its gates on LoRA and adapter are means
+    over the text, and with a gate it forgets α / r, here 1. (Its own settings also put UniPELT's adapter behind the norm; those
+    of the golden file do not.)
+    """
+    model, tensors, kinds = golden("bert", method.__name__.rpartition(".")[2])
+    tokens = prefix.Config(n_tokens=3, projection=True, hidden=9)
+    config = {
+        mam: mam.Config(prefix=tokens, adapter=adapters.Parallel(bottleneck=5)),
+        unipelt: unipelt.Config(
+            prefix=tokens, adapter=adapters.Houlsby(bottleneck=5, activation="relu"), lora=lora.Config(r=2, alpha=2)
+        ),
+    }[method]
+    handle = method.attach(model, config)
+    named = library_names(handle)
+    assert named.keys() == kinds["adapter"].keys()
+    for name, parameter in named.items():
+        parameter.data = kinds["adapter"][name].view_as(parameter)
+    token_gate = unipelt.Gate.forward
+    monkeypatch.setattr(
+        unipelt.Gate, "forward", lambda gate, x: token_gate(gate, x).mean(1, keepdim=True).expand(*x.shape[:2], 1)
+    )
+    ids = tensors["ids"]
+    out = model(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None] - 3).last_hidden_state
+    assert_close(out, tensors["output"], **CLOSE)
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    for name, gradient in kinds["grad"].items():
+        assert_close(named[name].grad.view_as(gradient), gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import typer
 
+from llmcourse import results
 from llmcourse.claims import LEDGER
 from llmcourse.pretraining import commands, emergence, scaling, scaling_grid, scaling_report
 from llmcourse.pretraining.scaling_grid import Grid, Measured, Plan, Run
@@ -215,7 +216,7 @@ def test_ctrl_c_keeps_finished_runs_and_the_next_call_makes_only_the_rest(
 def test_the_same_plan_gives_the_same_loss_and_another_seed_another(measured: Measured) -> None:
     run = measured.runs[0]
     plan = Plan(run.width, run.layers, run.tokens, run.seed, run.lr)
-    with scaling_grid._one_thread():
+    with results.one_thread():
         assert scaling_grid._run(plan, TINY).loss == run.loss
         assert scaling_grid._run(plan._replace(seed=9), TINY).loss != run.loss
 
@@ -247,7 +248,7 @@ def test_the_interval_of_a_cell_is_students(measured: Measured) -> None:
     losses = [run.loss for run in measured.cell(16, 1, 512)]
     low, high = measured.interval(16, 1, 512)
     assert (low + high) / 2 == pytest.approx(mean(losses))
-    assert (high - low) / 2 == pytest.approx(12.706 * stdev(losses) * math.sqrt(1.5))
+    assert (high - low) / 2 == pytest.approx(12.7062 * stdev(losses) * math.sqrt(1.5))
 
 
 def test_an_interval_needs_two_runs(measured: Measured) -> None:

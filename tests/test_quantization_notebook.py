@@ -94,7 +94,7 @@ def test_the_interval_of_one_more_run_is_a_point_wide_at_least():
 
 def test_runs_are_written_and_read_back(tmp_path):
     path = tmp_path / "par.json"
-    path.write_text(par._to_json(measured()), encoding="utf-8")
+    path.write_text(measured().to_json(), encoding="utf-8")
     back = par.load(path)
     assert back == measured()
 

@@ -181,7 +181,7 @@ def test_variables_of_another_run_do_not_reach_the_ranks(tmp_path, monkeypatch):
 
 
 def test_an_unknown_script_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"no script .trian.*train"):
+    with pytest.raises(ValueError, match=r"no script .trian.*fsdp, ring, train, with_accelerate, with_deepspeed"):
         launch.run("trian")
 
 
@@ -193,6 +193,20 @@ def test_no_rank_at_all_is_refused():
 def test_a_failure_shows_as_a_card(capsys):
     launch.RankFailed("crashed", 1, "rank 1 of 2 crashed: ValueError: no", "Traceback …\nValueError: no").show()
     assert "✗ rank 1 of 2 crashed" in capsys.readouterr().out
+
+
+def test_a_card_shows_no_folders_of_this_machine(capsys):
+    own, theirs = launch.SCRIPTS / "train.py", "/somewhere/site-packages/torch/nn/modules/module.py"
+    trace = f'  File "{own}", line 3, in <module>\n  File "{theirs}", line 1, in _call_impl'
+    launch.RankFailed("crashed", 0, "rank 0 of 1 crashed", trace).show()
+    shown = capsys.readouterr().out
+    assert 'File "llmcourse/sharding/scripts/train.py", line 3' in shown and 'File "module.py", line 1' in shown
+
+
+def test_a_command_names_temporary_folders_as_every_machine_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
+    typed = launch._typed(launch.SCRIPTS / "train.py", 2, ["--save", str(tmp_path / "x")])
+    assert typed == "torchrun --standalone --nproc-per-node 2 llmcourse/sharding/scripts/train.py --save $TMPDIR/x"
 
 
 def test_launching_needs_no_torch():

@@ -4,6 +4,7 @@ import json
 import math
 from argparse import Namespace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from llmcourse import show
 from llmcourse.cli.app import build
 from llmcourse.sharding import counting, launch, pictures, pipeline, plan, recompute
+from llmcourse.sharding.scripts import rank, train
 from llmcourse.transformer import Config, Transformer
 
 TINY = Config(vocab_size=96, d_model=64, n_layers=4, n_heads=4)
@@ -180,20 +182,26 @@ def test_what_cannot_be_planned_is_refused_by_name(wrong, message):
 # ---- real runs --------------------------------------------------------------------------------------------------------
 
 RUN = ["ddp", "zero1", "zero2", "zero3", "tensor", "sequence", "gpipe", "1f1b", "zero3+tensor", "torch-ddp", "fsdp2"]
-STEPS = 3
+FLAGGED = ["ddp:late", "zero3:mixed"]
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def run() -> list[dict]:
-    """What four ranks report of every strategy, one after the other in one launch."""
-    return launch.run("train", ranks=4, patience=300, quiet=True, strategy=RUN, steps=STEPS).results
+def folder(tmp_path_factory) -> Path:
+    """Where four ranks leave checkpoints for two, and these for one."""
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> list[dict]:
+    """What four ranks report of every strategy, a step each in turns, in one launch."""
+    options = {"strategy": RUN + FLAGGED, "steps": STEPS, "bucket": 2**16, "save": folder / "four", "save_at": 1}
+    return launch.run("train", ranks=4, patience=300, quiet=True, **options).results
 
 
 @pytest.fixture(scope="module")
 def alone() -> list[float]:
     """The losses of the same training in this process, without any strategy."""
-    from llmcourse.sharding.scripts import train
-
     torch.manual_seed(0)
     model, options = Transformer(TINY), Namespace(seed=0, batch=12, vocab=96, seq=32)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
@@ -211,6 +219,41 @@ def alone() -> list[float]:
 def test_every_strategy_trains_as_one_process_does(run, alone, name):
     for report in run:
         assert report[name]["losses"] == pytest.approx(alone, rel=1e-5)
+
+
+def test_saved_on_four_ranks_a_run_goes_on_on_two_and_then_on_one_with_the_same_losses(run, folder):
+    options = {"load": folder / "four" / "zero3", "save": folder / "two", "save_at": 2}
+    two = launch.run("train", ranks=2, patience=300, quiet=True, strategy="zero3:resumed", steps=STEPS, **options).results
+    words = ["--strategy", "zero2:resumed", "--steps", str(STEPS), "--load", str(folder / "two" / "zero3-resumed")]
+    with rank.alone() as here:
+        one = train.train(train.parsed(words), here)["zero2:resumed"]
+    wanted = run[0]["zero3"]["losses"]
+    assert two[1]["zero3:resumed"]["losses"] == pytest.approx(wanted[1:], rel=1e-5)
+    assert one["losses"] == pytest.approx(wanted[2:], rel=1e-5)
+    assert abs(wanted[1] - wanted[0]) > 0.01  # a run that began anew would be seen
+
+
+def test_every_zero_strategy_and_no_other_leaves_a_checkpoint(run, folder):
+    assert sorted(path.name for path in (folder / "four").iterdir()) == ["zero1", "zero2", "zero3", "zero3-mixed"]
+
+
+def test_buckets_are_sent_while_gradients_are_missing_and_late_ones_are_not(run):
+    for report in run:
+        early, late = report["ddp"]["timeline"], report["ddp:late"]["timeline"]
+        assert len(early) == len(late) > 3
+        assert sum(bucket["begins"] < early[-1]["full"] for bucket in early) == len(early) - 1
+        assert all(bucket["begins"] >= max(other["full"] for other in late) for bucket in late)
+        assert all(bucket["full"] <= bucket["begins"] < bucket["ends"] for bucket in early + late)
+
+
+def test_a_flag_is_for_one_strategy_alone(run):
+    assert run[0]["zero3:mixed"]["bytes"]["parameters"] == run[0]["zero3"]["bytes"]["parameters"] / 2
+    assert run[0]["zero3:mixed"]["losses"] == pytest.approx(run[0]["zero3"]["losses"], abs=0.02)
+    assert run[0]["zero3:mixed"]["losses"] != run[0]["zero3"]["losses"]
+
+
+def test_all_steps_but_the_measured_one_are_timed_of_every_strategy(run):
+    assert {len(report["seconds"]) for report in run[0].values()} == {STEPS - 1}
 
 
 @pytest.mark.parametrize("name", RUN)

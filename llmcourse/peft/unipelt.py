@@ -6,7 +6,7 @@
 
 Does:     all three on classifiers of Llama, BERT and GPT-2 and on BERT's language model; one handle, one file; padding never
           counts in a gate. The paper's program averages the other two gates over the text too, padding included; a gate of
-          one token leaves rows as they are alone.
+          one token leaves rows as they are alone. The library `adapters` averages too, and leaves out α / r.
 Leaves out: models that write text (the prefix's gate reads all of it, so a token would see what follows); our Transformer, whose
           cache has no place for gates; merging; HF peft's format, which has no place for it.
 Source:   Mao et al. 2022, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning", §3.

@@ -299,15 +299,16 @@ small town and a handful of formats, and nothing of the world outside. Instructi
 `llmcourse measure skills {name}` measures this again; `llmcourse pretrain {name}` makes the weights again from the seed.
 `training.json` holds the loss and the skills along training.
 """
+_READERS = (
+    "Each start has its own learning rate, chosen on validation data. The marks of its training text are the twins' classes in\n"
+    "other words, as stars are on the web; no text of a twin's validation or test split was among it."
+)
 HOW = {
     "gpt": "Greedy decoding, held-out questions: wordings, names and label words the training text does not contain. A question\n"
     "counts as right when the whole completion is. The last column is what giving the commonest answer every time would reach.",
-    "bert": "Macro-F1 on the test split: mean (least – most) over seeds. Each start has its own learning rate, chosen on\n"
-    "validation data. The marks of its training text are the twins' classes in other words, as stars are on the web; no text of\n"
-    "a twin's validation or test split was among it.",
+    "bert": f"Macro-F1 on the test split: mean (least – most) over seeds.\n{_READERS}",
     "t5": "Macro-F1 on the test split, and ROUGE-L against the nearest of six good summaries: mean (least – most) over seeds.\n"
-    "Each start has its own learning rate, chosen on validation data. The marks of its training text are the twins' classes in\n"
-    "other words, as stars are on the web; no text of a twin's validation or test split was among it.",
+    + _READERS,
 }
 FAMILIES = {
     "gpt": {

@@ -15,18 +15,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import platform
-import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
-from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,8 +29,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmcourse import zoo
+from llmcourse import results, zoo
 from llmcourse.exercise import progress
+from llmcourse.metrics import prediction_interval
 from llmcourse.train import TrainConfig, TrainingDiverged, fit
 from llmcourse.transformer import Config, Transformer
 from llmcourse.world import World
@@ -108,6 +104,10 @@ class Measured:
     grid: Grid
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> str:
+        """What `load` reads."""
+        return results.lines({**self.provenance, "grid": asdict(self.grid)}, [asdict(run) for run in self.runs])
+
     def cell(self, width: int, layers: int, tokens: int) -> list[Run]:
         """The runs of one size and budget, one a seed."""
         return [run for run in self.runs if (run.width, run.layers, run.tokens) == (width, layers, tokens)]
@@ -120,12 +120,8 @@ class Measured:
         losses = [run.loss for run in self.cell(width, layers, tokens)]
         if len(losses) < 2:
             raise ValueError(f"{len(losses)} runs of {width}×{layers} with {tokens:,} tokens are recorded; an interval needs two")
-        half = T_975.get(len(losses) - 1, 2.2) * stdev(losses) * math.sqrt(1 + 1 / len(losses))
-        return mean(losses) - half, mean(losses) + half
-
-
-# 97.5 % point of Student's t by degrees of freedom
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
+        _, low, high = prediction_interval(losses)
+        return low, high
 
 
 # ----------------------------------------------------------------------------------------------------------------- one run
@@ -203,17 +199,6 @@ def _run(plan: Plan, grid: Grid, step: Callable[[], object] = lambda: None) -> R
     return Run(**plan._asdict(), parameters=model.n_parameters, loss=loss, seconds=seconds)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread, so that sums are added in the same order on every machine with the same processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # ---------------------------------------------------------------------------------------------------------------- the grid
 
 
@@ -228,13 +213,14 @@ def run_grid(grid: Grid | None = None, *, out: Path = FILE, kept: Path | None = 
     grid = grid or Grid()
     kept = kept or progress.home() / "pretraining" / f"scaling-{_identity(grid):08x}"
     kept.mkdir(parents=True, exist_ok=True)
-    with _one_thread(), _Bar(grid, bar) as shown:
+    with results.one_thread(), _Bar(grid, bar) as shown:
         rates = {shape: _best_rate(shape, grid, kept, shown) for shape in grid.shapes}
         plans = [Plan(*shape, n, seed, rates[shape]) for seed in grid.seeds for shape in grid.shapes for n in grid.tokens]
         runs = tuple(_once(plan, grid, kept, shown) for plan in plans)
     minutes = sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in kept.glob("*.json")) / 60
-    measured = Measured(runs=runs, grid=grid, provenance=_provenance(minutes))
-    _write(out, _to_json(measured))
+    origin = results.provenance(COMMAND, minutes, "torch", "numpy", "tokenizers") | {"vocabulary": len(_tokenizer())}
+    measured = Measured(runs=runs, grid=grid, provenance=origin)
+    results.write(out, measured.to_json())
     return measured
 
 
@@ -258,16 +244,9 @@ def _once(plan: Plan, grid: Grid, kept: Path, shown: _Bar) -> Run:
         shown.finish(plan, kept=True)
         return Run(**json.loads(path.read_text(encoding="utf-8")))
     run = _run(plan, grid, shown.during(plan))
-    _write(path, json.dumps(asdict(run)))
+    results.write(path, json.dumps(asdict(run)))
     shown.finish(plan)
     return run
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
 
 
 def _identity(grid: Grid) -> int:
@@ -324,52 +303,15 @@ class _Bar:
 # ---------------------------------------------------------------------------------------------------------------- the file
 
 
-def _provenance(minutes: float) -> dict[str, Any]:
-    packages = ("torch", "numpy", "tokenizers", "llmcourse")
-    return {
-        "command": COMMAND,
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
-        "machine": f"{os.cpu_count()}-core {platform.machine() or 'unknown'} CPU, 1 thread, float32",
-        "minutes": round(minutes, 1),
-        "vocabulary": len(_tokenizer()),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from, with a mark where files differ from it; None outside a checkout."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
-
-
-def _to_json(measured: Measured) -> str:
-    """One line for each entry and each run: readable, and differences between two files show."""
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in measured.provenance.items()]
-    lines.append(f' "grid": {json.dumps(asdict(measured.grid))}')
-    runs = ",\n".join(f"  {json.dumps(asdict(run))}" for run in measured.runs)
-    return "{\n" + ",\n".join(lines) + f',\n "runs": [\n{runs}\n ]\n}}\n'
-
-
 def load(path: Path = FILE) -> Measured:
     """The recorded grid.
 
     Raises: FileNotFoundError where nobody has measured it; ValueError for a damaged file. Both say how to measure it.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is not there: the scaling grid has not been measured. `{COMMAND}` does it in half an hour"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        grid = {name: _tuples(value) for name, value in content.pop("grid").items()}
-        runs = tuple(Run(**run) for run in content.pop("runs"))
-        return Measured(runs=runs, grid=Grid(**grid), provenance=content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from the repository, or measure again: `{COMMAND}`") from None
+    heading, runs = results.read(path, COMMAND, "the scaling grid")
+    with results.damaged(path, COMMAND):
+        grid = {name: _tuples(value) for name, value in heading.pop("grid").items()}
+        return Measured(runs=tuple(Run(**run) for run in runs), grid=Grid(**grid), provenance=heading)
 
 
 def _tuples(value: Any) -> Any:
@@ -389,6 +331,6 @@ def one_small_run(measured: Measured | None = None, *, tokens: int | None = None
     tokens = smallest.tokens if tokens is None else tokens
     interval = measured.interval(smallest.width, smallest.layers, tokens)
     fresh = max(run.seed for run in measured.runs) + 2  # + 1 chose the learning rates
-    with _one_thread():
+    with results.one_thread():
         run = _run(Plan(smallest.width, smallest.layers, tokens, fresh, smallest.lr), replace(measured.grid, tokens=(tokens,)))
     return run, interval

@@ -10,20 +10,17 @@ Source:   Dettmers et al. 2023, "QLoRA", §4 (there the base is a language model
 """
 
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
+from llmcourse import results
 from llmcourse.exercise import progress
-from llmcourse.metrics import Interval, macro_f1, paired, student
+from llmcourse.metrics import Interval, macro_f1, paired, prediction_interval
 
 from . import qlora
 
@@ -77,6 +74,10 @@ class Measured:
     plan: Plan
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> str:
+        """What `load` reads."""
+        return results.lines({**self.provenance, "plan": asdict(self.plan)}, [asdict(run) for run in self.runs])
+
     def scores(self, base: Base, what: str = "f1") -> list[float]:
         """One number a seed, in the order of the seeds."""
         return [getattr(run, what) for run in sorted(self.runs, key=lambda run: run.seed) if run.base == base]
@@ -91,10 +92,8 @@ class Measured:
 
     def interval(self, base: Base) -> tuple[float, float]:
         """Where the F1 of one more run should fall, with 95 % confidence (Student's t); ± 1 point where seeds hardly differ."""
-        scores = self.scores(base)
-        mean, low, _ = student(scores)
-        half = max(1.0, (mean - low) * (len(scores) + 1) ** 0.5)  # of one run, not of the mean
-        return mean - half, mean + half
+        mean, low, high = prediction_interval(self.scores(base))
+        return min(low, mean - 1), max(high, mean + 1)
 
 
 # ---- one run ----------------------------------------------------------------------------------------------------------
@@ -171,8 +170,9 @@ def measure(plan: Plan | None = None, *, out: Path = FILE, kept: Path | None = N
     kept = kept or progress.home() / "quantization" / f"par-{_identity(plan)}"
     kept.mkdir(parents=True, exist_ok=True)
     runs = tuple(_once(base, seed, plan, kept) for seed in plan.seeds for base in ("float32", "nf4"))
-    measured = Measured(runs=runs, plan=plan, provenance=_provenance(runs))
-    _write(out, _to_json(measured))
+    minutes = sum(run.seconds for run in runs) / 60
+    measured = Measured(runs=runs, plan=plan, provenance=results.provenance(COMMAND, minutes, "torch", "transformers"))
+    results.write(out, measured.to_json())
     return measured
 
 
@@ -186,50 +186,11 @@ def _once(base: Base, seed: int, plan: Plan, kept: Path) -> Run:
     path = kept / f"{base}-{seed}.json"
     if path.exists():
         return Run(**json.loads(path.read_text(encoding="utf-8")))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums then add up in the same order everywhere
-    try:
+    with results.one_thread():
         made = train_one(base, seed, plan).run
-    finally:
-        torch.set_num_threads(threads)
-    _write(path, json.dumps(asdict(made)))
+    results.write(path, json.dumps(asdict(made)))
     print(f"{base:8} seed {seed}: F1 {made.f1:.1f}, before training {made.frozen:.1f} ({made.seconds:.0f} s)", flush=True)
     return made
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
-
-
-def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
-    packages = ("torch", "transformers", "llmcourse")
-    return {
-        "command": COMMAND,
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
-        "machine": f"{os.cpu_count()}-core {platform.machine() or 'unknown'} CPU, 1 thread, float32",
-        "minutes": round(sum(run.seconds for run in runs) / 60, 1),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from, with a mark where files differ from it; None outside a checkout."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
-
-
-def _to_json(measured: Measured) -> str:
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in measured.provenance.items()]
-    lines.append(f' "plan": {json.dumps(asdict(measured.plan))}')
-    runs = ",\n".join(f"  {json.dumps(asdict(run))}" for run in measured.runs)
-    return "{\n" + ",\n".join(lines) + f',\n "runs": [\n{runs}\n ]\n}}\n'
 
 
 def load(path: Path = FILE) -> Measured:
@@ -237,15 +198,10 @@ def load(path: Path = FILE) -> Measured:
 
     Raises: FileNotFoundError where nobody has measured them; ValueError for a damaged file. Both say how to measure them.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: the pairs have not been measured. `{COMMAND}` does it in minutes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        plan = {name: tuple(value) if isinstance(value, list) else value for name, value in content.pop("plan").items()}
-        runs = tuple(Run(**each) for each in content.pop("runs"))
-        return Measured(runs=runs, plan=Plan(**plan), provenance=content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from the repository, or measure again: `{COMMAND}`") from None
+    heading, runs = results.read(path, COMMAND, "the pairs of LoRA and QLoRA")
+    with results.damaged(path, COMMAND):
+        plan = {name: tuple(value) if isinstance(value, list) else value for name, value in heading.pop("plan").items()}
+        return Measured(runs=tuple(Run(**run) for run in runs), plan=Plan(**plan), provenance=heading)
 
 
 def one_more(measured: Measured, base: Base, *, bar: bool = True) -> Trained:

@@ -1,6 +1,7 @@
-"""The commands of this topic: `llmcourse plan 7B --gpus 8 --gb 80`.
+"""The commands of this topic: `llmcourse plan 7B --gpus 8 --gb 80`, and `llmcourse measure fsdp`.
 
-Does:     prints what every strategy needs: bytes a rank, bytes it sends, idle time, and the largest model that fits.
+Does:     prints what every strategy needs: bytes a rank, bytes it sends, idle time, and the largest model that fits; times FSDP
+          against DDP.
 Leaves out: the work, which is imported when the command is called.
 """
 
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["MEASUREMENTS", "plan", "register"]
+__all__ = ["MEASUREMENTS", "fsdp", "plan", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,4 +62,12 @@ def _show(rows: list[dict], title: str, as_json: bool) -> None:
         print(table_html(rows, caption=f"{title}; GB of one rank, by what they hold")[1])
 
 
-MEASUREMENTS: dict[str, Callable[..., None]] = {}
+def fsdp() -> None:
+    """Time PyTorch's FSDP and DDP in turns on two ranks (about 6 minutes; the machine should have nothing else to do)."""
+    from . import speed
+
+    measured = speed.measure()
+    print(f"{len(measured.runs)} launches in {measured.provenance['minutes']} minutes are in {speed.FILE}")
+
+
+MEASUREMENTS: dict[str, Callable[..., None]] = {"fsdp": fsdp}

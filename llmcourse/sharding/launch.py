@@ -59,10 +59,10 @@ class RankFailed(RuntimeError):
         self.reason, self.rank, self.title, self.traceback, self.lines = reason, rank, title, traceback, lines
 
     def show(self) -> None:
-        """A card in the notebook instead of an exception."""
+        """A card in the notebook instead of an exception; files without this machine's folders."""
         from .. import show
 
-        show.card("bad", self.title, self.traceback)
+        show.card("bad", self.title, re.sub(r'(?<=File ")[^"]+', lambda file: _without_folders(file[0]), self.traceback))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _script(script: str | Path) -> Path:
-    known = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem not in ("__init__", "rank"))
+    known = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem not in ("__init__", "rank", "task"))
     path = SCRIPTS / f"{script}.py" if str(script) in known else Path(script)
     if not path.is_file():
         raise ValueError(f"there is no script {str(script)!r}; give a path, or one of {', '.join(known)}")
@@ -136,10 +136,17 @@ def _script(script: str | Path) -> Path:
 
 
 def _typed(path: Path, ranks: int, rest: list[str]) -> str:
-    """The command as one types it, in the checkout."""
+    """The command as one types it, in the checkout; temporary folders by the name they have on every machine."""
     own = path.is_relative_to(SCRIPTS)
     name = path.relative_to(SCRIPTS.parents[2]).as_posix() if own else path.name
-    return shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(ranks), name, *rest])
+    command = shlex.join(["torchrun", "--standalone", "--nproc-per-node", str(ranks), name, *rest])
+    return command.replace(tempfile.gettempdir(), "$TMPDIR")
+
+
+def _without_folders(file: str) -> str:
+    """A file of the course from `llmcourse/` on, of any other its name."""
+    path = Path(file)
+    return path.relative_to(SCRIPTS.parents[2]).as_posix() if path.is_relative_to(SCRIPTS.parents[1]) else path.name
 
 
 def _share(ranks: int) -> float:

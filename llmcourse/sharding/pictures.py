@@ -1,14 +1,18 @@
-"""What notebook 14 draws with controls: the memory of a rank, strategy by strategy, and a pipeline's timeline.
+"""What notebook 14 draws: the memory of a rank, strategy by strategy; timelines, planned and measured; who holds what.
 
     memory      size, GPUs, precision, checkpointing … ─► plan ─► one bar a strategy, cut by cause, and the line of what there is
     timeline    stages, micro-batches, schedule ─► pipeline.play ─► who does what when, and the idle share
     measured    the timeline that a real run reports ─► the same picture, in milliseconds
+    overlap     when DDP's buckets are full, and when their sums are on the way, as a real run reports it
+    held        what every strategy's rank really held ─► one bar each, cut by kind, and what the formula says
+    vector      parameters in one flat vector, and where it is cut
+    collectives  what every rank holds before and after each collective
 
 Does:     figures, their alt text, and the controls for `show.play`.
 Leaves out: the numbers (see plan and pipeline).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import show
@@ -18,7 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["MEMORY", "TIMELINE", "measured", "memory", "memory_alt", "ring", "timeline", "timeline_alt"]
+__all__ = [
+    "MEMORY", "TIMELINE", "collectives", "held", "measured", "memory", "memory_alt", "overlap", "ring", "timeline",
+    "timeline_alt", "vector",
+]  # fmt: skip
 
 MEMORY: dict[str, Any] = {
     "size": ["7B", "1B", "8B", "13B", "70B", "405B", "1T"],
@@ -148,3 +155,109 @@ def ring(held: Any, title: str = "") -> "Figure":
     fig.axes[0].set_ylabel("rank")
     fig.suptitle(title or "How many ranks' numbers each chunk holds", x=0.01, ha="left", fontsize=11)
     return fig
+
+
+def overlap(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
+    """A panel a run of DDP, a row a bucket: a dot when its last gradient arrived, a bar while its sum was on the way."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(9, 0.9 + 0.2 * max(map(len, runs.values()))), layout="constrained")
+    for ax, (name, rows) in zip(fig.subplots(1, len(runs), sharey=True, squeeze=False)[0], runs.items(), strict=True):
+        for bucket, row in enumerate(rows):
+            took = 1e3 * (row["ends"] - row["begins"])
+            bar = ax.barh(bucket, took, left=1e3 * row["begins"], color=show.COLOURS["sky"])
+            dot = ax.plot(1e3 * row["full"], bucket, "o", ms=4, color=show.COLOURS["vermillion"])
+        early = sum(row["begins"] < rows[-1]["full"] for row in rows)
+        ax.set_title(f"{name}: {early} of {len(rows)} sent before the last was full", loc="left", fontsize=10.5)
+        ax.set(xlabel="milliseconds of the backward pass")
+    fig.axes[0].set(ylabel="bucket, as they fill up")
+    fig.axes[0].yaxis.get_major_locator().set_params(integer=True)
+    fig.axes[0].invert_yaxis()
+    fig.legend([dot[0], bar], ["bucket full", "sum on the way"], loc="outside lower center", ncols=2, frameon=False)
+    return fig
+
+
+def held(reports: Mapping[str, Mapping[str, Any]], title: str = "") -> "Figure":
+    """A bar a strategy of what a rank held of states (`report["bytes"]`); a line where the formula says that it ends."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(7.6, 1.2 + 0.32 * len(reports)), layout="constrained")
+    ax = fig.subplots()
+    kinds = list(PARTS)[:3]
+    for place, report in enumerate(reports.values()):
+        start = 0.0
+        for kind in kinds:
+            width = report["bytes"][kind] / 1e6
+            ax.barh(place, width, left=start, color=show.COLOURS[PARTS[kind]], label=None if place else kind)
+            start += width
+        end = sum(report["planned"][kind] for kind in kinds) / 1e6
+        ax.plot([end, end], [place - 0.5, place + 0.5], color="black", lw=2, label=None if place else "formula")
+    ax.set_yticks(range(len(reports)), list(reports))
+    ax.invert_yaxis()
+    ax.set(xlabel="MB on a rank, after the backward pass")
+    ax.set_title(title, loc="left")
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    fig.legend(loc="outside lower center", ncols=4, frameon=False)
+    return fig
+
+
+def vector(sizes: Mapping[str, int], ranks: int) -> "Figure":
+    """Parameters behind one another, one colour each; dashed where the vector is cut for the ranks; what is added at its end."""
+    from matplotlib.figure import Figure
+
+    from .shards import padded_size
+
+    fig = Figure(figsize=(9, 1.9), layout="constrained")
+    ax, start, colours = fig.subplots(), 0, [colour for name, colour in show.COLOURS.items() if name != "black"]
+    whole = padded_size(sum(sizes.values()), ranks)
+    for i, (name, size) in enumerate(sizes.items()):
+        ax.barh(0, size, left=start, color=colours[i % len(colours)], alpha=0.6)
+        if size > 0.06 * whole:
+            ax.text(start + size / 2, 0, name, ha="center", va="center", fontsize=8.5)
+        start += size
+    ax.barh(0, whole - start, left=start, color="white", edgecolor="black", hatch="////")
+    for rank in range(ranks):
+        ax.axvline(rank * whole / ranks, color="black", ls="--", lw=1.5)
+        ax.text((rank + 0.5) * whole / ranks, 0.62, f"rank {rank}", ha="center", fontsize=9.5)
+    ax.set(yticks=[], ylim=(-0.45, 0.85), xlim=(0, whole), xlabel=f"numbers ({whole - start} of padding at the end)")
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    return fig
+
+
+def collectives() -> "Figure":
+    """Each collective on three ranks: rows are ranks, columns chunks; a1 is rank 1's chunk a, Σa the sum over the ranks."""
+    from matplotlib.figure import Figure
+
+    own, sums = [[f"{c}{r}" for c in "abc"] for r in range(3)], [f"Σ{c}" for c in "abc"]
+    diagonal = [[name if r == c else "" for c, name in enumerate("abc")] for r in range(3)]
+    changes = {
+        "all-reduce": (own, [sums] * 3),
+        "reduce-scatter": (own, [[name if r == c else "" for c, name in enumerate(sums)] for r in range(3)]),
+        "all-gather": (diagonal, [list("abc")] * 3),
+        "broadcast": ([list("abc"), [""] * 3, [""] * 3], [list("abc")] * 3),
+        "all-to-all": (own, [list(column) for column in zip(*own, strict=True)]),
+    }
+    fig = Figure(figsize=(10.4, 1.9), layout="constrained")
+    for ax, (name, sides) in zip(fig.subplots(1, len(changes)), changes.items(), strict=True):
+        for left, rows in zip((0, 4), sides, strict=True):
+            _grid(ax, left, rows)
+        ax.annotate("", (3.9, 1.5), (3.1, 1.5), arrowprops={"arrowstyle": "->"})
+        ax.set(xlim=(-0.1, 7.1), ylim=(3.1, -0.1), title=name, aspect="equal", xticks=[])
+        ax.set_yticks([0.5, 1.5, 2.5], [f"rank {r}" for r in range(3)] if ax is fig.axes[0] else [""] * 3)
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    return fig
+
+
+def _grid(ax: "Axes", left: float, rows: Sequence[Sequence[str]]) -> None:
+    """Cells with their names, a colour for each letter; sums are darker."""
+    colours = dict(zip("abc", ("sky", "orange", "green"), strict=True))
+    for y, row in enumerate(rows):
+        for x, name in enumerate(row):
+            letter = name.strip("Σ012")
+            colour, alpha = (show.COLOURS[colours[letter]], 1.0 if "Σ" in name else 0.45) if name else ("white", 1.0)
+            ax.bar(left + x, 1, 1, y, align="edge", color=colour, alpha=alpha, edgecolor="grey")
+            ax.text(left + x + 0.5, y + 0.5, name, ha="center", va="center", fontsize=9)

@@ -26,7 +26,7 @@ NOTEBOOKS = (
     Notebook("01_transformer", "from one dot product to a model that writes", ready=True),
     Notebook("02_pretraining", "tokenizers, objectives, data, scaling laws", ready=True),
     Notebook("03_fine_tuning", "adapting a model, and what it forgets", ready=True),
-    Notebook("04_peft", "LoRA, adapters, prompts: train one per cent"),
+    Notebook("04_peft", "LoRA, adapters, prompts: train one per cent", ready=True),
     Notebook("05_quantization", "16, 8, 4, 1.58 bits, and QLoRA", ready=True),
     Notebook("06_distillation", "a small student of a large teacher"),
     Notebook("07_maml", "learning to learn from five examples"),
@@ -36,7 +36,7 @@ NOTEBOOKS = (
     Notebook("11_dpo", "preferences without a reward model"),
     Notebook("12_rag", "answers from documents"),
     Notebook("13_agents", "models that use tools"),
-    Notebook("14_sharding", "one model, many devices"),
+    Notebook("14_sharding", "one model, many devices", ready=True),
     Notebook("15_capstone", "auditing a published result"),
 )
 

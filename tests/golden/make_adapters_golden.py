@@ -34,7 +34,7 @@ METHODS = {
     ),
     "unipelt": adapters.UniPELTConfig(
         adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=9, dropout=0.0, use_gating=True),
-        adapters.SeqBnConfig(reduction_factor=4, use_gating=True),
+        adapters.SeqBnConfig(reduction_factor=4, use_gating=True, original_ln_before=False),
         adapters.LoRAConfig(r=2, use_gating=True),
     ),
 }

@@ -8,7 +8,7 @@
 
 Does:     one JSON line an event, in the folder that `launch` names in LLMCOURSE_RUN; without one (torchrun by hand, a cluster)
           rank 0 prints them instead. Writes its stack on SIGUSR1, even from within C; ends when the process that started the run
-          is gone.
+          is gone. `alone`: a group of one, in a process that nobody launched.
 Leaves out: any knowledge of models; Windows (use WSL).
 Source:   own.
 """
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["FOLDER", "Rank", "joined"]
+__all__ = ["FOLDER", "Rank", "alone", "end_with_the_launcher", "joined"]
 
 FOLDER = "LLMCOURSE_RUN"  # the environment variable by which `launch` names its folder
 
@@ -80,6 +80,17 @@ def joined(backend: str | None = None, timeout: float = 1800) -> Iterator[Rank]:
     here.tell("end")
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[Rank]:
+    """This process as the only rank, on the CPU, without torchrun: the yardstick for all others. Its events go nowhere."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield Rank(rank=0, world=1, device=torch.device("cpu"), events=Path(os.devnull))
+    finally:
+        dist.destroy_process_group()
+
+
 def _here() -> Rank:
     if "LOCAL_RANK" not in os.environ:
         raise RuntimeError("this script needs torchrun around it: torchrun --standalone --nproc-per-node 2 SCRIPT")
@@ -88,7 +99,7 @@ def _here() -> Rank:
     faulthandler.enable()  # a crash in C leaves a stack in stderr
     if folder:
         _answer_signals(Path(folder, f"stack-{number}.txt"))
-        threading.Thread(target=_end_with_the_launcher, daemon=True).start()
+    end_with_the_launcher()
     events = Path(folder, f"rank-{number}.jsonl") if folder else None
     return Rank(rank=number, world=world, device=_device(local), events=events)
 
@@ -107,7 +118,13 @@ def _answer_signals(file: Path) -> None:
     faulthandler.register(signal.SIGUSR1, file=file.open("w"), all_threads=True)
 
 
-def _end_with_the_launcher() -> None:
+def end_with_the_launcher() -> None:
+    """Let this process not outlive the one that launched it from a notebook, however that one ends; by hand nothing happens."""
+    if FOLDER in os.environ:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+
+def _end_with_stdin() -> None:
     """Wait for the end of stdin, a pipe that the launcher holds open and torchrun hands down: it closes when that one dies."""
     with contextlib.suppress(OSError):
         while os.read(0, 1):

@@ -1,12 +1,15 @@
-"""Train a tiny Llama with the course's strategies, one after the other, and report what every rank held and sent.
+"""Train a tiny Llama with the course's strategies, step by step in turns, and report what every rank held and sent.
 
-    torchrun --standalone --nproc-per-node 4 train.py --strategy ddp zero3 --steps 20
+    torchrun --standalone --nproc-per-node 4 train.py --strategy ddp zero3 zero3:mixed --steps 20 --save DIR
+    torchrun --standalone --nproc-per-node 2 train.py --strategy zero3:resumed --steps 20 --load DIR/zero3
 
-All ranks make the same weights and the same global batch from the seed, so every strategy must arrive at the same losses.
+All ranks make the same weights and the same global batch from the seed, so every strategy must arrive at the same losses. A
+strategy's name may carry flags behind colons, for itself alone: mixed, checkpointing, late, resumed.
 
 Does:     losses of the global batch; bytes of parameters, gradients, optimizer (after the backward pass) and the most that
-          autograd kept at once; messages of a step; seconds a step; what `plan` predicted of all that; a pipeline's timeline.
-Leaves out: data worth learning, evaluation, checkpoints.
+          autograd kept at once; messages of a step; seconds a step, fairly, as all strategies take it in turns; what `plan`
+          predicted of all that; a pipeline's timeline, and DDP's; ZeRO's sharded checkpoints.
+Leaves out: data worth learning, evaluation.
 """
 
 import argparse
@@ -23,11 +26,20 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
-from llmcourse.sharding import counting, ddp, mesh, pipeline, plan, recompute, tensor, zero
+from llmcourse.sharding import checkpoint, counting, ddp, mesh, pipeline, plan, recompute, tensor, zero
 from llmcourse.sharding.scripts import rank
 from llmcourse.transformer import Config, Transformer
 
-__all__ = ["STRATEGIES", "main"]
+__all__ = ["FLAGS", "STRATEGIES", "main", "train"]
+
+FLAGS = {
+    "checkpointing": "compute activations again",
+    "mixed": "bfloat16 with float32 masters (zero1, zero2, zero3)",
+    "late": "send gradients only after the backward pass (ddp)",
+    "resumed": "go on from the checkpoint in --load (zero1, zero2, zero3)",
+}
+SHARDED = ("zero1", "zero2", "zero3")
+ONLY = {"mixed": SHARDED, "late": ("ddp",), "resumed": SHARDED}
 
 
 class Way(NamedTuple):
@@ -39,6 +51,7 @@ class Way(NamedTuple):
     layout: plan.Layout
     mean: Callable[[Tensor], Tensor] = lambda loss: loss  # the global batch's loss, from this rank's
     timeline: Callable[[], Any] = lambda: None
+    shards: zero.Zero | None = None  # what a sharded checkpoint holds
 
 
 # --- the strategies ----------------------------------------------------------------------------------------------------
@@ -53,8 +66,8 @@ def data_parallel(model: nn.Module, here: rank.Rank, o: argparse.Namespace, make
         loss.backward()
         return loss
 
-    layout = plan.Layout(data=here.world, stage=stage)
-    return Way(backward, strategy.step, partial(held, strategy), layout, partial(mean, here=here))
+    layout, sharded = plan.Layout(data=here.world, stage=stage), strategy if isinstance(strategy, zero.Zero) else None
+    return Way(backward, strategy.step, partial(held, strategy), layout, partial(mean, here=here), shards=sharded)
 
 
 def single(model: nn.Module, here: rank.Rank, o: argparse.Namespace) -> Way:
@@ -65,9 +78,10 @@ def single(model: nn.Module, here: rank.Rank, o: argparse.Namespace) -> Way:
 
 
 def our_ddp(model: nn.Module, here: rank.Rank, o: argparse.Namespace) -> Way:
-    config = ddp.Config(clip=o.clip)
-    make = partial(ddp.replicate, optimizer=adamw(o), config=config)
-    return data_parallel(model, here, o, make, lambda s: state_bytes(model, s.optimizer), 0)
+    config = ddp.Config(clip=o.clip, overlap=not o.late, bucket_bytes=o.bucket)
+    strategy = ddp.replicate(model, adamw(o), config)
+    way = data_parallel(model, here, o, lambda _: strategy, lambda s: state_bytes(model, s.optimizer), 0)
+    return way._replace(timeline=Clock(strategy).read)
 
 
 def our_zero(model: nn.Module, here: rank.Rank, o: argparse.Namespace, stage: int) -> Way:
@@ -201,6 +215,36 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+class Clock:
+    """Of DDP's last backward pass: when each bucket's last gradient arrived, and from when to when its sum was on its way."""
+
+    def __init__(self, strategy: ddp.Replicas) -> None:
+        self.full: dict[int, float] = {}
+        self.begins: dict[int, float] = {}
+        self.ends: dict[int, torch.futures.Future[float]] = {}
+        numbers = {bucket: number for number, bucket in enumerate(strategy.buckets)}
+        arrives = strategy._arrived
+
+        def arrived(parameter: nn.Parameter, bucket: ddp.Bucket) -> None:
+            self.full[numbers[bucket]] = time.perf_counter()
+            arrives(parameter, bucket)
+
+        strategy._arrived = arrived
+        for bucket, number in numbers.items():
+            bucket.send = partial(self._send, bucket.send, bucket, number)
+
+    def _send(self, send: Callable[[], None], bucket: ddp.Bucket, number: int) -> None:
+        self.begins[number] = time.perf_counter()
+        send()
+        self.ends[number] = bucket.work.get_future().then(lambda _: time.perf_counter())
+
+    def read(self) -> list[dict[str, float]]:
+        """A bucket a row: seconds since the first one was full."""
+        ends = {number: end.wait() for number, end in self.ends.items()}
+        first, times = min(self.full.values()), {"full": self.full, "begins": self.begins, "ends": ends}
+        return [{name: of[number] - first for name, of in times.items()} for number in sorted(self.full)]
+
+
 class Kept:
     """Bytes that autograd keeps: now, and at most. Each piece of memory counts once, parameters never."""
 
@@ -250,29 +294,73 @@ def planned(name: str, o: argparse.Namespace, config: Config, layout: plan.Layou
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
-def train(name: str, here: rank.Rank, o: argparse.Namespace, tell: Callable[[int, float], None]) -> dict[str, Any]:
-    """Train with one strategy, measuring the last step, and return the report."""
-    torch.manual_seed(o.seed)
-    shape = {"d_model": o.width, "n_layers": o.layers, "n_heads": o.heads, "n_kv_heads": o.kv_heads, "d_ff": o.ff}
-    config = Config(vocab_size=o.vocab, tied=o.tied, **shape)
-    model = Transformer(config).to(here.device)
-    if o.checkpointing and name not in ("gpipe", "1f1b"):
-        recompute.attach(model)
-    way, kept = STRATEGIES[name](model, here, o), Kept(model)
-    losses, seconds, report = [], [], {}
-    for done in range(1, o.steps + 1):
-        ids, targets = global_batch(o, done, here.device)
+class Run:
+    """One strategy at work: its model, its steps, and what is measured of the last one."""
+
+    def __init__(self, word: str, here: rank.Rank, o: argparse.Namespace) -> None:
+        self.name, self.o, self.here = word.partition(":")[0], flagged(word, o), here
+        torch.manual_seed(o.seed)
+        shape = {"d_model": o.width, "n_layers": o.layers, "n_heads": o.heads, "n_kv_heads": o.kv_heads, "d_ff": o.ff}
+        self.config = Config(vocab_size=o.vocab, tied=o.tied, **shape)
+        model = Transformer(self.config).to(here.device)
+        if self.o.checkpointing and self.name not in ("gpipe", "1f1b"):
+            recompute.attach(model)
+        self.way, self.kept = STRATEGIES[self.name](model, here, self.o), Kept(model)
+        self.losses, self.seconds, self.report, self.timeline = [], [], {}, None
+        self.place = f"{o.save}/{word.replace(':', '-')}" if o.save and self.way.shards else None
+        self.done = checkpoint.load(self.way.shards, o.load)["step"] if self.o.resumed else 0
+
+    def step(self) -> float:
+        """One step, with its loss; the last one is measured and not timed."""
+        self.done += 1
+        ids, targets = global_batch(self.o, self.done, self.here.device)
         began = time.perf_counter()
-        if done == o.steps:
-            loss, report = measured(way, kept, ids, targets)
+        if self.done == self.o.steps:
+            loss, self.report = measured(self.way, self.kept, ids, targets)
         else:
-            loss = way.backward(ids, targets)
-            way.step()
-            seconds.append(time.perf_counter() - began)
-        losses.append(way.mean(loss.detach()).item())
-        tell(done, losses[-1])
-    report |= {"planned": planned(name, o, config, way.layout), "timeline": way.timeline()}
-    return {"rank": here.rank, "losses": losses, "seconds": seconds, **report}
+            loss = self.way.backward(ids, targets)
+            self.way.step()
+            self.seconds.append(time.perf_counter() - began)
+        self.losses.append(self.way.mean(loss.detach()).item())
+        if self.done >= self.o.steps - 1:  # better of a step that was not counted, which takes longer
+            self.timeline = self.timeline or self.way.timeline()
+        if self.place and self.done == self.o.save_at:
+            checkpoint.save(self.way.shards, self.place, {"step": self.done})
+        return self.losses[-1]
+
+    def result(self) -> dict[str, Any]:
+        found = {"rank": self.here.rank, "losses": self.losses, "seconds": self.seconds, "timeline": self.timeline}
+        return {**found, **self.report, "planned": planned(self.name, self.o, self.config, self.way.layout)}
+
+
+def train(o: argparse.Namespace, here: rank.Rank) -> dict[str, dict[str, Any]]:
+    """Train with all strategies, a step each in turns, every time another one first; a report each."""
+    runs = {word: Run(word, here, o) for word in o.strategy}
+    first = min(run.done for run in runs.values())
+    for done in range(first, o.steps):
+        turns = [run for run in runs.values() if run.done == done]  # one that was resumed waits for the others
+        for run in turns[done % len(turns) :] + turns[: done % len(turns)]:
+            loss = run.step()
+        here.step(done + 1 - first, o.steps - first, loss=loss)
+    return {word: run.result() for word, run in runs.items()}
+
+
+def flagged(word: str, o: argparse.Namespace) -> argparse.Namespace:
+    """The options with the flags that a strategy's name carries, `zero3:mixed`.
+
+    Raises ValueError for an unknown name or flag, or a flag that means nothing to the strategy.
+    """
+    name, *flags = word.split(":")
+    for known, given in ((STRATEGIES, [name]), (FLAGS, flags)):
+        if unknown := set(given) - set(known):
+            raise ValueError(f"{word!r}: {unknown.pop()!r} is unknown; choose from {', '.join(known)}")
+    found = argparse.Namespace(**vars(o) | dict.fromkeys(flags, True))
+    for flag, names in ONLY.items():
+        if getattr(found, flag) and name not in names:
+            raise ValueError(f"{word!r}: {flag} is for {', '.join(names)} only")
+    if found.resumed and not found.load:
+        raise ValueError(f"{word!r}: give the checkpoint's directory with --load")
+    return found
 
 
 def measured(way: Way, kept: Kept, ids: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -286,45 +374,35 @@ def measured(way: Way, kept: Kept, ids: Tensor, targets: Tensor) -> tuple[Tensor
     return loss, {"bytes": held, "messages": counts.table(), "sent": counts.sent}
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
+    """The options from the command line, or from the words given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--strategy", choices=STRATEGIES, nargs="+", default=["zero3"])
-    numbers = {
-        "steps": 20,
-        "layers": 4,
-        "width": 64,
-        "heads": 4,
-        "vocab": 96,
-        "seq": 32,
-        "batch": 12,
-        "micro-batches": 4,
-        "tensor": 2,
-    }
+    parser.add_argument("--strategy", nargs="+", default=["zero3"], help=f"{', '.join(STRATEGIES)}, flags behind colons")
+    numbers = {"steps": 20, "layers": 4, "width": 64, "heads": 4, "vocab": 96, "seq": 32, "batch": 12, "micro-batches": 4}
+    numbers |= {"tensor": 2, "bucket": 25 * 2**20, "save-at": 10, "seed": 0}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("kv-heads", "ff"):
         parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--clip", type=float)
-    for flag, meaning in (
-        ("tied", "one matrix for embedding and head"),
-        ("checkpointing", "compute activations again"),
-        ("mixed", "bfloat16 with float32 masters (zero1, zero2, zero3)"),
-    ):
+    parser.add_argument("--save", help="every ZeRO strategy writes a sharded checkpoint here after --save-at steps")
+    parser.add_argument("--load", help="the directory of the checkpoint for strategies with the flag `resumed`")
+    for flag, meaning in ({"tied": "one matrix for embedding and head"} | FLAGS).items():
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
-    return parser.parse_args()
+    found = parser.parse_args(words)
+    for word in found.strategy:
+        try:
+            flagged(word, found)
+        except ValueError as error:
+            parser.error(str(error))
+    return found
 
 
 def main() -> None:
     o = parsed()
     with rank.joined() as here:
-        total, reports = o.steps * len(o.strategy), {}
-        for number, name in enumerate(o.strategy):
-            reports[name] = train(
-                name, here, o, lambda done, loss, before=number * o.steps: here.step(before + done, total, loss=loss)
-            )
-        here.result(reports)
+        here.result(train(o, here))
 
 
 if __name__ == "__main__":
