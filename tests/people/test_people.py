@@ -36,7 +36,7 @@ def run_all(page: Page) -> None:
 
 def wait_until_busy_and_done(page: Page) -> None:
     page.wait_for_function("document.querySelector('.jp-Notebook').innerText.includes('[*]:')")
-    page.wait_for_function("!document.querySelector('.jp-Notebook').innerText.includes('[*]:')", timeout=5 * MINUTES)
+    page.wait_for_function("!document.querySelector('.jp-Notebook').innerText.includes('[*]:')", timeout=10 * MINUTES)
 
 
 def cell_with(page: Page, text: str) -> Locator:
